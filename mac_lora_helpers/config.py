@@ -1,0 +1,306 @@
+"""Every parameter once: type, default, bounds, help, environment name, group and the stage that owns it.
+
+The class defaults are the reference recipe (preset ``local``); the preset ``smoke`` replaces a few of
+them with the embedded model and data. A value comes from, first match wins: the caller (``-p``,
+papermill, an edited ``parameters`` cell), the environment, the preset, the default.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+
+from mac_lora_helpers.errors import InputError
+
+#: ``model_id`` / ``dataset_id`` of what ships with the package.
+EMBEDDED = "embedded"
+EMBEDDED_DIR = Path(__file__).with_name("smoke")
+
+#: zsh and bash keep their own prompt in PROMPT/PS1; escapes like ``%n@%m %#`` are not a question.
+_SHELL_PROMPT = re.compile(r"%[nmMdl~#?hyTtDLjB0-9(/{]|\$\{|\\[uhwW$]")
+
+
+def _text(value: Any) -> Any:
+    """papermill's command line reads ``-p prompt 5`` as a number; for a text field it is text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not true/false")
+    return value.strip().replace("_", "") if isinstance(value, str) else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Whole = Annotated[int, BeforeValidator(_not_bool)]
+Number = Annotated[float, BeforeValidator(_not_bool)]
+
+
+def _param(default: Any, help: str, group: str, stage: str, **bounds: Any) -> Any:
+    return Field(default, description=help, json_schema_extra={"group": group, "stage": stage}, **bounds)
+
+
+class Config(BaseModel):
+    """The resolved parameters of a run. Field names are the parameter names everywhere."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
+
+    # Run
+    preset: Literal["smoke", "local"] = _param(
+        "smoke", "smoke: the embedded model and data, offline. local: the reference recipe, from the Hub", "Run", "run"
+    )
+    out_dir: Text = _param("outputs/local-lora", "run directory; every notebook reads and writes here", "Run", "run", min_length=1)
+    seed: Whole = _param(42, "seed for splits, LoRA's initial weights, dropout and order", "Run", "data", ge=0, lt=2**32)
+
+    # Model
+    model_id: Text = _param("Qwen/Qwen2.5-0.5B-Instruct", "Hub id, a folder, or 'embedded'", "Model", "data", min_length=1)
+    device: Literal["auto", "mps", "cuda", "cpu"] = _param("auto", "auto: MPS, else CUDA, else CPU", "Model", "training")
+    dtype: Literal["float32", "bfloat16", "float16"] = _param(
+        "float32", "float32 is the safe default on MPS; bfloat16 by choice after a probe", "Model", "training"
+    )
+    trust_remote_code: bool = _param(False, "run Python code that comes with the model; leave off unless you have read it", "Model", "data")
+
+    # Data
+    dataset_id: Text = _param("HuggingFaceH4/ultrachat_200k", "Hub data set, or 'embedded'", "Data", "data", min_length=1)
+    dataset_split: Text = _param("train_sft[:500]", "split of the Hub data set, with an optional slice", "Data", "data", min_length=1)
+    data_files: Text = _param("", "local files instead of dataset_id: paths or globs, comma separated", "Data", "data")
+    data_shape: Literal["auto", "messages", "text", "prompt_completion", "conversations", "alpaca"] = _param(
+        "auto", "shape of a row; auto looks at the fields and says what it found", "Data", "data"
+    )
+    messages_field: Text = _param("messages", "field that holds the list of messages; empty for none", "Data", "data")
+    text_field: Text = _param("", "field that holds plain text; empty for none", "Data", "data")
+    max_seq_length: Whole = _param(512, "longest sequence in tokens", "Data", "data", ge=8, le=131072)
+    loss_on: Literal["assistant", "completion", "all"] = _param(
+        "assistant", "which tokens are trained: assistant turns, the last answer only, or everything", "Data", "data"
+    )
+    on_bad_rows: Literal["stop", "skip"] = _param("stop", "a row that cannot be used: stop, or skip it and keep the reason", "Data", "data")
+    on_long: Literal["cut", "split", "drop"] = _param(
+        "cut", "a conversation that is too long: cut its end, split it at a turn boundary, or drop it", "Data", "data"
+    )
+    max_damaged_share: Number = _param(
+        0.5, "stop when a larger share of the rows would lose part of an answer", "Data", "data", ge=0, le=1
+    )
+    valid_share: Number = _param(0.05, "share of the rows kept for the loss during training", "Data", "data", ge=0, lt=0.5)
+    test_share: Number = _param(0.1, "share of the rows kept for the evaluation", "Data", "data", gt=0, lt=0.9)
+
+    # LoRA
+    lora_r: Whole = _param(16, "rank of the adapter matrices", "LoRA", "training", ge=1, le=512)
+    lora_alpha: Whole = _param(32, "scale: the update is multiplied by alpha / r", "LoRA", "training", ge=1, le=4096)
+    lora_dropout: Number = _param(0.05, "dropout in front of the adapter", "LoRA", "training", ge=0, lt=1)
+    lora_targets: Text = _param("auto", "auto: the attention projections; all-linear; or module names, comma separated", "LoRA", "training", min_length=1)
+
+    # Training
+    max_steps: Whole = _param(-1, "optimizer steps; 0 or less: train whole epochs", "Training", "training", le=10_000_000)
+    num_train_epochs: Number = _param(1, "epochs when max_steps is not set", "Training", "training", gt=0, le=1000)
+    per_device_train_batch_size: Whole = _param(1, "rows in one forward pass", "Training", "training", ge=1, le=1024)
+    gradient_accumulation_steps: Whole = _param(8, "forward passes per optimizer step", "Training", "training", ge=1, le=4096)
+    learning_rate: Number = _param(2e-4, "peak learning rate; falls linearly to zero", "Training", "training", gt=0, le=1)
+    gradient_checkpointing: bool = _param(True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training")
+    logging_steps: Whole = _param(10, "optimizer steps between two lines of the log", "Training", "training", ge=1)
+    save_steps: Whole = _param(200, "optimizer steps between two checkpoints", "Training", "training", ge=1)
+    save_total_limit: Whole = _param(2, "checkpoints kept", "Training", "training", ge=1)
+
+    # Evaluation
+    adapter_dir: Text = _param("", "adapter to evaluate or export; empty: this run's own", "Evaluation", "evaluation")
+    prompt: Text = _param("Explain gradient accumulation in 3 bullet points.", "a question to ask base and tuned side by side", "Evaluation", "evaluation")
+    eval_examples: Whole = _param(100, "held-out examples to generate answers for, at most", "Evaluation", "evaluation", ge=1, le=100_000)
+    eval_batch_size: Whole = _param(8, "prompts generated together", "Evaluation", "evaluation", ge=1, le=1024)
+    max_new_tokens: Whole = _param(120, "longest generated answer in tokens", "Evaluation", "evaluation", ge=1, le=32768)
+    do_sample: bool = _param(False, "off: greedy, repeatable. on: sample with temperature and top_p", "Evaluation", "evaluation")
+    temperature: Number = _param(0.7, "sampling temperature", "Evaluation", "evaluation", gt=0, le=10)
+    top_p: Number = _param(0.9, "nucleus sampling: smallest set of tokens with this probability", "Evaluation", "evaluation", gt=0, le=1)
+
+    # Export
+    gguf_types: Text = _param("F16, Q8_0, Q4_0", "GGUF files to write: F32, F16, BF16, Q8_0, Q4_0, …; empty for none", "Export", "export")
+    push: bool = _param(False, "send to the Hub; off: a dry run that shows what would be sent", "Export", "export")
+    repo_id: Text = _param("", "Hub repository, name or user/name", "Export", "export")
+    private: bool = _param(True, "create the Hub repository as private", "Export", "export")
+    push_artifacts: Text = _param("adapter", "what to send: adapter, merged, gguf, mlx; comma separated", "Export", "export", min_length=1)
+    job_flavor: Text = _param("auto", "HF Jobs hardware; auto: by the model's size", "Export", "export", min_length=1)
+    job_timeout: Text = _param("2h", "HF Jobs time limit, for example 90m or 2h", "Export", "export", pattern=r"^\d+(\.\d+)?[smhd]$")
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in type(self).model_fields:
+            self._sources[name] = "form"
+
+    def source_of(self, name: str) -> str:
+        """Where the value came from: parameter, environment, preset, saved, form or default."""
+        return self._sources.get(name, "default")
+
+    @property
+    def model_path(self) -> str:
+        """What ``from_pretrained`` takes: a folder if there is one, else the Hub id."""
+        if self.model_id == EMBEDDED:
+            return str(EMBEDDED_DIR / "model")
+        folder = Path(self.model_id).expanduser()
+        return str(folder) if folder.is_dir() else self.model_id
+
+    @property
+    def data_patterns(self) -> list[str]:
+        """``data_files`` as a list of paths or globs; a comma in the name of a real file is no separator."""
+        whole = os.path.expanduser(self.data_files.strip())
+        if not whole or Path(whole).exists():
+            return [whole] if whole else []
+        return [os.path.expanduser(part.strip()) for part in whole.split(",") if part.strip()]
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Rows per optimizer step on one device."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def names(self, *stages: str) -> list[str]:
+        """Parameter names that the given stages own, in the order above."""
+        return [name for name in type(self).model_fields if parameter_info(name)["stage"] in stages]
+
+    def inherit(self, saved: Mapping[str, Any], *stages: str, made_by: str) -> Config:
+        """A copy that takes the given stages' parameters from an earlier stage's saved config.
+
+        Raises:
+            InputError: the caller set one of them to something else; ``made_by`` must run again.
+        """
+        names = [name for name in self.names(*stages) if name in saved]
+        for name in names:
+            asked, had = getattr(self, name), type(self).model_validate({name: saved[name]}).model_dump()[name]
+            if self.source_of(name) in ("parameter", "form") and asked != had:
+                raise InputError(
+                    f"{name} is {asked!r} here, but the run directory was made with {had!r}",
+                    where=f"parameter {name}",
+                    fix=f"run {made_by} again with {name}={asked!r}, or leave it at {had!r}",
+                )
+        merged = self.model_copy(update={name: saved[name] for name in names})
+        merged._sources = {**self._sources, **{name: "saved" for name in names}}
+        return merged
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "local": {},
+    "smoke": {
+        "model_id": EMBEDDED,
+        "dataset_id": EMBEDDED,
+        "dataset_split": "train",
+        "max_seq_length": 128,
+        "max_steps": 200,
+        "gradient_checkpointing": False,
+        "eval_examples": 120,
+        "max_new_tokens": 40,
+        "prompt": "What is the capital of France?",
+    },
+}
+
+
+def parameter_info(name: str) -> dict[str, Any]:
+    """Type, default, help, bounds, choices, group, stage and environment name of one parameter."""
+    field = Config.model_fields[name]
+    schema = Config.model_json_schema()["properties"][name]
+    bounds = {key: schema[key] for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum") if key in schema}
+    return {
+        "name": name,
+        "type": schema.get("type", "string"),
+        "choices": schema.get("enum", []),
+        "default": field.default,
+        "help": field.description,
+        "env": name.upper(),
+        "bounds": bounds,
+        **field.json_schema_extra,
+    }
+
+
+def preset_values(preset: str) -> dict[str, Any]:
+    """Every parameter's value under a preset, nothing overridden."""
+    values = {name: field.default for name, field in Config.model_fields.items()}
+    return {**values, **PRESETS[preset], "preset": preset}
+
+
+def resolve(explicit: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> Config:
+    """Builds the config from explicit values, the environment, the preset and the defaults, in that order.
+
+    Raises:
+        InputError: an unknown name (with the nearest known one) or values that do not fit, all of them at once.
+    """
+    explicit = dict(explicit or {})
+    _refuse_unknown(explicit)
+    from_env = _environment_values(os.environ if env is None else env)
+    preset = str(explicit.get("preset", from_env.get("preset", Config.model_fields["preset"].default)))
+    values, sources = {"preset": preset}, {}
+    for source, layer in (("preset", PRESETS.get(preset, {})), ("environment", from_env), ("parameter", explicit)):
+        values.update(layer)
+        sources.update(dict.fromkeys(layer, source))
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise _readable(error, sources) from None
+    config._sources = sources
+    return config
+
+
+def configure(namespace: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Config:
+    """The config of a running notebook: pass ``globals()`` right after the ``parameters`` cell.
+
+    A value counts as set by the caller when papermill injected it or when it differs from what the
+    ``parameters`` cell holds in the repository. Relative paths start at the project's folder, also
+    when Jupyter starts the kernel inside ``notebooks/``.
+    """
+    if Path("01_environment_check.ipynb").exists():
+        os.chdir("..")
+    stored = preset_values(Config.model_fields["preset"].default)
+    edited = {name: namespace[name] for name in stored if name in namespace and namespace[name] != stored[name]}
+    injected = {name: namespace[name] for name in _injected_names(namespace) if name in namespace}
+    return resolve({**edited, **injected}, env)
+
+
+def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
+    """Names that papermill's injected cell assigns; it starts with the comment ``# Parameters``."""
+    cells = [cell for cell in namespace.get("In", []) if str(cell).startswith("# Parameters\n")]
+    if not cells:
+        return []
+    targets = [node.targets[0] for node in ast.parse(cells[-1]).body if isinstance(node, ast.Assign)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _environment_values(env: Mapping[str, str]) -> dict[str, str]:
+    values = {name: env[name.upper()] for name in Config.model_fields if name.upper() in env}
+    if "prompt" in values and _SHELL_PROMPT.search(values["prompt"]):
+        del values["prompt"]
+    return values
+
+
+def _refuse_unknown(names: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in Config.model_fields:
+            near = difflib.get_close_matches(name.lower(), Config.model_fields, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see `mac-lora run --help` for the list"
+            raise InputError(f"unknown parameter {name!r}", where=f"parameter {name}", fix=hint)
+
+
+def _readable(error: ValidationError, sources: Mapping[str, str]) -> InputError:
+    problems, places = [], []
+    for item in error.errors():
+        name = str(item["loc"][0])
+        source = sources.get(name, "default")
+        places.append(f"{name.upper()} in the environment" if source == "environment" else f"parameter {name}")
+        problems.append(f"{name}={item['input']!r}: {_message(item)}")
+    helps = [f"{p.split('=')[0]}: {Config.model_fields[p.split('=')[0]].description}" for p in problems]
+    return InputError("; ".join(problems), where=", ".join(places), fix="; ".join(helps))
+
+
+def _message(item: Mapping[str, Any]) -> str:
+    kinds = {
+        "int_parsing": "not a whole number",
+        "int_from_float": "not a whole number",
+        "float_parsing": "not a number",
+        "bool_parsing": "not true or false",
+        "string_too_short": "must not be empty",
+    }
+    return kinds.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])
