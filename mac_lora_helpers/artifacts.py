@@ -157,9 +157,7 @@ class RunDir:
         relative, number = ARTIFACTS[name]
         if not (self.root / relative).exists():
             maker = NOTEBOOKS[number - 1] + ".ipynb"
-            raise MissingArtifact(
-                f"{relative} is missing", where=portable(str(self.root)), fix=f"run {maker} first (the same out_dir)"
-            )
+            raise MissingArtifact(f"{relative} is missing", where=portable(str(self.root)), fix=f"run {maker} first (the same out_dir)")
         return self.root / relative
 
     def read_json(self, name: str) -> Any:

@@ -86,9 +86,7 @@ class Config(BaseModel):
     on_long: Literal["cut", "split", "drop"] = _param(
         "cut", "a conversation that is too long: cut its end, split it at a turn boundary, or drop it", "Data", "data"
     )
-    max_damaged_share: Number = _param(
-        0.5, "stop when a larger share of the rows would lose part of an answer", "Data", "data", ge=0, le=1
-    )
+    max_damaged_share: Number = _param(0.5, "stop when a larger share of the rows would lose part of an answer", "Data", "data", ge=0, le=1)
     valid_share: Number = _param(0.05, "share of the rows kept for the loss during training", "Data", "data", ge=0, lt=0.5)
     test_share: Number = _param(0.1, "share of the rows kept for the evaluation", "Data", "data", gt=0, lt=0.9)
 
@@ -96,7 +94,9 @@ class Config(BaseModel):
     lora_r: Whole = _param(16, "rank of the adapter matrices", "LoRA", "training", ge=1, le=512)
     lora_alpha: Whole = _param(32, "scale: the update is multiplied by alpha / r", "LoRA", "training", ge=1, le=4096)
     lora_dropout: Number = _param(0.05, "dropout in front of the adapter", "LoRA", "training", ge=0, lt=1)
-    lora_targets: Text = _param("auto", "auto: the attention projections; all-linear; or module names, comma separated", "LoRA", "training", min_length=1)
+    lora_targets: Text = _param(
+        "auto", "auto: the attention projections; all-linear; or module names, comma separated", "LoRA", "training", min_length=1
+    )
 
     # Training
     max_steps: Whole = _param(-1, "optimizer steps; 0 or less: train whole epochs", "Training", "training", le=10_000_000)
@@ -104,14 +104,18 @@ class Config(BaseModel):
     per_device_train_batch_size: Whole = _param(1, "rows in one forward pass", "Training", "training", ge=1, le=1024)
     gradient_accumulation_steps: Whole = _param(8, "forward passes per optimizer step", "Training", "training", ge=1, le=4096)
     learning_rate: Number = _param(2e-4, "peak learning rate; falls linearly to zero", "Training", "training", gt=0, le=1)
-    gradient_checkpointing: bool = _param(True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training")
+    gradient_checkpointing: bool = _param(
+        True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training"
+    )
     logging_steps: Whole = _param(10, "optimizer steps between two lines of the log", "Training", "training", ge=1)
     save_steps: Whole = _param(200, "optimizer steps between two checkpoints", "Training", "training", ge=1)
     save_total_limit: Whole = _param(2, "checkpoints kept", "Training", "training", ge=1)
 
     # Evaluation
     adapter_dir: Text = _param("", "adapter to evaluate or export; empty: this run's own", "Evaluation", "evaluation")
-    prompt: Text = _param("Explain gradient accumulation in 3 bullet points.", "a question to ask base and tuned side by side", "Evaluation", "evaluation")
+    prompt: Text = _param(
+        "Explain gradient accumulation in 3 bullet points.", "a question to ask base and tuned side by side", "Evaluation", "evaluation"
+    )
     eval_examples: Whole = _param(100, "held-out examples to generate answers for, at most", "Evaluation", "evaluation", ge=1, le=100_000)
     eval_batch_size: Whole = _param(8, "prompts generated together", "Evaluation", "evaluation", ge=1, le=1024)
     max_new_tokens: Whole = _param(120, "longest generated answer in tokens", "Evaluation", "evaluation", ge=1, le=32768)
