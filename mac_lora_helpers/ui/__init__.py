@@ -1,0 +1,25 @@
+"""What a person sees: tables, coloured tokens, figures (matplotlib) and forms (ipywidgets).
+
+Plain data goes in; a table, a figure or a form comes out. Nothing here trains, loads or decides.
+"""
+
+from mac_lora_helpers.ui.figures import LiveLoss, comparison_figure, data_figure, equivalence_figure, loss_figure
+from mac_lora_helpers.ui.form import config_form
+from mac_lora_helpers.ui.tables import Table, answers_table, checks_table, config_table, files_table, passed_table
+from mac_lora_helpers.ui.tokens import TokenView
+
+__all__ = [
+    "LiveLoss",
+    "Table",
+    "TokenView",
+    "answers_table",
+    "checks_table",
+    "comparison_figure",
+    "config_form",
+    "config_table",
+    "data_figure",
+    "equivalence_figure",
+    "files_table",
+    "loss_figure",
+    "passed_table",
+]

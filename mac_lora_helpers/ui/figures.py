@@ -1,0 +1,225 @@
+"""Figures in one style: a light ground of their own, so that they read the same in light and dark themes.
+
+Colours are Okabe and Ito's, told apart also by shape or label (https://jfly.uni-koeln.de/color/).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
+_STYLE = {
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": "#444444",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 11,
+    "font.family": "DejaVu Sans",
+    "text.color": "#222222",
+    "axes.labelcolor": "#222222",
+    "xtick.color": "#222222",
+    "ytick.color": "#222222",
+    "legend.frameon": False,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+}
+
+
+class Picture(Figure):
+    """A figure of its own (not pyplot's): shown once where it is the cell's value, never left open.
+
+    Attributes:
+        alt: the picture in words, for readers who cannot see it and for terminals.
+    """
+
+    alt: str = ""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=96)
+        return buffer.getvalue()
+
+    def __repr__(self) -> str:
+        return self.alt or super().__repr__()
+
+
+def _styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
+    @functools.wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Picture:
+        with matplotlib.rc_context(_STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def _figure(columns: int, title: str, width: float = 10.0, height: float = 4.2) -> tuple[Picture, list[Any]]:
+    figure = Picture(figsize=(width, height), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+@_styled
+def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Mapping[str, int], total: Mapping[str, int]) -> Picture:
+    """Lengths of the rows against the limit, and how much of each split is trained.
+
+    Args:
+        lengths: tokens of each row before any cut, per split.
+        limit: ``max_seq_length`` in tokens.
+        supervised: trained tokens per split.
+        total: tokens per split.
+    """
+    figure, (left, right) = _figure(2, "What will be trained")
+    everything = [n for values in lengths.values() for n in values]
+    longest = max([limit, *everything])
+    edges = [longest * i / 30 for i in range(31)]
+    shown = {name: values for name, values in lengths.items() if len(values)}
+    colours = dict(zip(("train", "valid", "test"), (BLUE, GREEN, ORANGE), strict=True))
+    left.hist(list(shown.values()), bins=edges, stacked=True, label=list(shown), color=[colours.get(n, GREY) for n in shown])
+    left.axvline(limit, color=RED, linestyle="--", linewidth=2)
+    left.annotate(f"max_seq_length\n{limit}", (limit, 1), xycoords=("data", "axes fraction"), xytext=(-6, -4), textcoords="offset points",
+                  ha="right", va="top", color=RED)  # fmt: skip
+    left.set(title="Length of the rows", xlabel="length (tokens)", ylabel="rows")
+    left.legend(loc="upper left")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    names = [name for name in total if total[name]]
+    shares = [100 * supervised[name] / total[name] for name in names]
+    right.barh(names, shares, color=BLUE, label="trained")
+    right.barh(names, [100 - share for share in shares], left=shares, color="#cccccc", label="context")
+    for index, (name, share) in enumerate(zip(names, shares, strict=True)):
+        words = f"{supervised[name]:,} of {total[name]:,} tokens ({share:.0f} %)"
+        inside = {"x": 2, "ha": "left", "color": "white"} if share > 60 else {"x": 98, "ha": "right"}
+        right.text(y=index, s=words, va="center", **inside)
+    right.set(title="Tokens that the loss counts", xlabel="share of the tokens (%)", xlim=(0, 100))
+    right.invert_yaxis()
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    return figure
+
+
+@_styled
+def loss_figure(rows: Sequence[Mapping[str, Any]], total_steps: int | None = None) -> Picture:
+    """Loss, and learning rate with gradient norm, over the optimizer steps.
+
+    Args:
+        rows: lines of ``train_log.jsonl``; a line with ``eval_loss`` is a point of the validation loss.
+        total_steps: where the horizontal axis ends.
+    """
+    figure, (left, right) = _figure(2, "Training")
+    points = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    checked = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
+    left.plot(*_columns(points), color=BLUE, marker="o" if len(points) < 40 else None, markersize=4, label="training rows")
+    if checked:
+        left.plot(*_columns(checked), color=ORANGE, marker="s", linestyle="--", label="validation rows")
+    left.set(title="Loss on the trained tokens", xlabel="optimizer step", ylabel="loss (nats per token)")
+    left.set_ylim(bottom=0)
+    left.legend(loc="upper right")
+    norms = [(row["step"], row["grad_norm"]) for row in rows if row.get("grad_norm") is not None]
+    rates = [(row["step"], row["learning_rate"]) for row in rows if row.get("learning_rate") is not None]
+    right.plot(*_columns(norms), color=GREEN, label="gradient norm")
+    right.set(title="Gradient norm and learning rate", xlabel="optimizer step", ylabel="gradient norm (no unit)")
+    twin = right.twinx()
+    twin.plot(*_columns(rates), color=RED, linestyle=":", linewidth=2, label="learning rate")
+    twin.set_ylabel("learning rate (per step)")
+    twin.spines["right"].set_visible(True)
+    twin.grid(False)
+    twin.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    handles = [*right.get_lines(), *twin.get_lines()]
+    right.legend(handles, [line.get_label() for line in handles], loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    for axes in (left, right):
+        axes.set_xlim(0, total_steps or None)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (right, twin):
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+class LiveLoss:
+    """A loss figure that redraws in place while training runs: one output, at most one drawing a second.
+
+    Args:
+        total_steps: where the horizontal axis ends.
+        seconds: shortest time between two drawings.
+    """
+
+    def __init__(self, total_steps: int | None = None, seconds: float = 1.0) -> None:
+        self.total_steps, self.seconds = total_steps, seconds
+        self._handle: Any = None
+        self._drawn = 0.0
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if time.monotonic() - self._drawn >= self.seconds:
+            self.draw(rows)
+
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Draws now; call it once at the end so that the last step is on the picture."""
+        from IPython.display import display
+
+        figure = loss_figure(rows, self.total_steps)
+        if self._handle is None:
+            self._handle = display(figure, display_id=True)
+        else:
+            self._handle.update(figure)
+        self._drawn = time.monotonic()
+
+
+@_styled
+def comparison_figure(metrics: Mapping[str, Any]) -> Picture:
+    """Base against tuned on the held-out rows: the loss, and the share of right answers.
+
+    Args:
+        metrics: the content of ``eval/metrics.json``.
+    """
+    figure, (left, right) = _figure(2, f"Base against tuned on {metrics['examples']} held-out examples")
+    names, colours = ("base", "tuned"), (GREY, BLUE)
+    losses = [metrics[name]["loss"] for name in names]
+    bars = left.bar(names, losses, color=colours, width=0.55)
+    left.bar_label(bars, [f"{loss:.3f}\nperplexity {metrics[name]['perplexity']:.3g}" for name, loss in zip(names, losses, strict=True)])
+    left.set(title="Loss on the expected answers (lower is better)", ylabel="loss (nats per token)")
+    left.margins(y=0.25)
+    scores = [key for key in ("exact_match", "contains", "valid_json", "token_f1", "stop_rate") if metrics["tuned"].get(key) is not None]
+    for offset, name, colour in zip((-0.2, 0.2), names, colours, strict=True):
+        values = [100 * metrics[name][key] for key in scores]
+        right.bar_label(right.bar([i + offset for i in range(len(scores))], values, width=0.38, color=colour, label=name), fmt="%.0f")
+    right.set_xticks(range(len(scores)), [key.replace("_", " ") for key in scores])
+    right.set(title="Answers (higher is better)", ylabel="share of the examples (%)", ylim=(0, 118))
+    if scores:
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    else:
+        right.text(0.5, 0.5, "plain text has no expected answers", ha="center", transform=right.transAxes)
+    return figure
+
+
+@_styled
+def equivalence_figure(report: Mapping[str, Any]) -> Picture:
+    """How far each exported artefact says what the adapter says.
+
+    Args:
+        report: the content of ``export/equivalence.json``.
+    """
+    items = [item for item in report["artefacts"] if item.get("greedy_agreement") is not None]
+    figure, (axes,) = _figure(1, "Does the export still say what the adapter said?", height=1.4 + 0.5 * max(1, len(items)))
+    names = [item["name"] for item in items]
+    shares = [100 * item["greedy_agreement"] for item in items]
+    colours = [BLUE if item["passed"] else RED for item in items]
+    bars = axes.barh(names, shares, color=colours)
+    labels = [f"{share:.0f} %  {'passed' if item['passed'] else 'FAILED'}" for share, item in zip(shares, items, strict=True)]
+    axes.bar_label(bars, labels, padding=4)
+    axes.set(xlabel="prompts answered with the same greedy tokens (%)", xlim=(0, 125), title="")
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.invert_yaxis()
+    return figure
