@@ -169,22 +169,23 @@ class Config(BaseModel):
         return [name for name in type(self).model_fields if parameter_info(name)["stage"] in stages]
 
     def inherit(self, saved: Mapping[str, Any], *stages: str, made_by: str) -> Config:
-        """A copy that takes the given stages' parameters from an earlier stage's saved config.
+        """A copy that takes the given stages' parameters, and the preset, from an earlier stage's saved config.
 
         Raises:
             InputError: the caller set one of them to something else; ``made_by`` must run again.
         """
-        names = [name for name in self.names(*stages) if name in saved]
+        names = [name for name in ("preset", *self.names(*stages)) if name in saved]
+        had = resolve({name: saved[name] for name in names}, env={})
         for name in names:
-            asked, had = getattr(self, name), type(self).model_validate({name: saved[name]}).model_dump()[name]
-            if self.source_of(name) in ("parameter", "form") and asked != had:
+            if self.source_of(name) in ("parameter", "form") and getattr(self, name) != getattr(had, name):
                 raise InputError(
-                    f"{name} is {asked!r} here, but the run directory was made with {had!r}",
+                    f"{name} is {getattr(self, name)!r} here, but the run directory was made with {getattr(had, name)!r}",
                     where=f"parameter {name}",
-                    fix=f"run {made_by} again with {name}={asked!r}, or leave it at {had!r}",
+                    fix=f"run {made_by} again with this value, or leave it at {getattr(had, name)!r}",
                 )
-        merged = self.model_copy(update={name: saved[name] for name in names})
-        merged._sources = {**self._sources, **{name: "saved" for name in names}}
+        own = {name: getattr(self, name) for name in type(self).model_fields if self.source_of(name) not in ("preset", "default")}
+        merged = had.model_copy(update={name: value for name, value in own.items() if name not in names})
+        merged._sources = {**had._sources, **self._sources, **dict.fromkeys(names, "saved")}
         return merged
 
 

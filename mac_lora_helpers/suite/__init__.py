@@ -1,0 +1,1 @@
+"""papermill over the notebooks, and the command line ``mac-lora``."""

@@ -1,0 +1,149 @@
+"""The command line ``mac-lora``.
+
+Exit codes: 0 done; 1 ran and found a failure; 2 bad input or usage, nothing written; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mac_lora_helpers import __version__
+from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.config import Config, resolve
+from mac_lora_helpers.errors import InputError, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the arguments, runs the command, and turns foreseeable errors into one message and an exit code."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return arguments.command(arguments)
+    except UserError as error:
+        print(f"mac-lora: {portable(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("mac-lora: interrupted; what was finished is in the run directory", file=sys.stderr)
+        return 130
+
+
+def _stop(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mac-lora", description="Small LoRA fine-tuning jobs on a Mac: the notebooks, headless.")
+    parser.add_argument("--version", action="version", version=f"mac-lora {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    names = "parameters: " + " ".join(Config.model_fields)
+    run = _command(commands, "run", _run, "execute the notebooks in order, into the run directory", names)
+    run.add_argument("--preset", choices=["smoke", "local"], help="smoke: embedded model and data; local: the reference recipe")
+    run.add_argument("--run-dir", metavar="DIR", help="the run directory (the same as -p out_dir DIR)")
+    run.add_argument("--only", action="append", default=[], metavar="NN", help="run this notebook alone; may be given again")
+    run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook")
+    doctor = _command(commands, "doctor", _doctor, "check this machine and its packages", names)
+    check = _command(commands, "check-data", _check_data, "load and validate data, train nothing", names)
+    check.add_argument("paths", nargs="+", metavar="PATH", help="data files")
+    estimate = _command(commands, "estimate", _estimate, "memory that a training run would take, and whether it fits", names)
+    for command in (doctor, check, estimate):
+        command.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
+    return parser
+
+
+def _command(commands: Any, name: str, action: Any, text: str, epilog: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=epilog)
+    parser.set_defaults(command=action)
+    parser.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="set a parameter; may be given again"
+    )
+    return parser
+
+
+def _explicit(arguments: argparse.Namespace, **options: Any) -> dict[str, Any]:
+    """What the caller set, by ``-p`` or by an option of the same meaning."""
+    explicit: dict[str, Any] = {}
+    for name, value in [*arguments.parameters, *((n, v) for n, v in options.items() if v is not None)]:
+        if name in explicit and explicit[name] != value:
+            raise InputError(f"{name} is given twice: {explicit[name]!r} and {value!r}", where=f"parameter {name}", fix="give it once")
+        explicit[name] = value
+    return explicit
+
+
+def _config(explicit: dict[str, Any]) -> Config:
+    config = resolve(explicit)
+    if config.source_of("prompt") == "preset" and "PROMPT" in os.environ:
+        print("mac-lora: PROMPT holds the shell's own prompt and is not used as a question", file=sys.stderr)
+    return config
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from mac_lora_helpers.suite.preflight import preflight
+    from mac_lora_helpers.suite.runner import choose, run_suite
+
+    explicit = _explicit(arguments, preset=arguments.preset, out_dir=arguments.run_dir)
+    config = _config(explicit)
+    names = choose(arguments.only, arguments.start)
+    preflight(config, explicit)
+    record = run_suite(config, {name: getattr(config, name) for name in explicit}, names)
+    total = sum(entry["seconds"] for entry in record["notebooks"])
+    print(f"done in {total:.0f} s: {portable(str(config.out_dir))}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mac_lora_helpers import environment
+    from mac_lora_helpers.ui.tables import checks_table
+
+    report = environment.check_environment(_config(_explicit(arguments)))
+    result = report.to_dict()
+    if arguments.json:
+        _print_json(result)
+    else:
+        print(checks_table(report.checks))
+        print(f"\nverdict: {report.verdict.where}")
+        print("\n".join(f"  {reason}" for reason in report.verdict.reasons))
+    failed = any(check["status"] == "fail" for check in result["checks"])
+    return 1 if failed or result["verdict"]["where"] == "unsupported" else 0
+
+
+def _check_data(arguments: argparse.Namespace) -> int:
+    from mac_lora_helpers import data
+    from mac_lora_helpers.suite.preflight import check_data_files, check_model_folder
+    from mac_lora_helpers.ui.tables import Table
+
+    config = _config(_explicit(arguments, data_files=", ".join(arguments.paths)))
+    check_data_files(config)
+    check_model_folder(config)
+    source = data.load(config)
+    found = data.validate(source, config)
+    encoded = data.encode(data.split(found, config), data.load_tokenizer(config), config)
+    if arguments.json:
+        _print_json({name: value for name, value, _ in data.summary(encoded)})
+    else:
+        print(Table(["what", "value", "meaning"], data.summary(encoded), title=source.name))
+    return 0
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    from mac_lora_helpers import training
+    from mac_lora_helpers.suite.preflight import check_model_folder
+
+    config = _config(_explicit(arguments))
+    check_model_folder(config)
+    result = training.estimate(config)
+    if arguments.json:
+        _print_json(result)
+    else:
+        for name, value in result.items():
+            print(f"{name}: {value}")
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(portable(json.dumps(value, indent=2, ensure_ascii=False, default=str)))

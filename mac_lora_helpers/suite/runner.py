@@ -1,0 +1,198 @@
+"""Executes the notebooks headless with papermill, in order, into the run directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir, atomic_file, portable
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import InputError, UserError
+
+
+class NotebookFailed(UserError):
+    """A notebook stopped with an error; the message names the cell and the executed notebook."""
+
+
+def notebooks_folder() -> Path:
+    """Where the five notebooks are: below the current folder, or beside the package.
+
+    Raises:
+        InputError: in neither place.
+    """
+    for folder in (Path.cwd() / "notebooks", Path(__file__).parents[2] / "notebooks"):
+        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+            return folder
+    raise InputError("the notebooks are not here", where=portable(str(Path.cwd())), fix="run mac-lora in a clone of the project")
+
+
+def choose(only: Sequence[str] = (), start: str | None = None) -> list[str]:
+    """Names of the notebooks to run, from numbers such as ``03`` or ``3``.
+
+    Raises:
+        InputError: a number that no notebook has.
+    """
+
+    def name_of(number: str) -> str:
+        matches = [name for name in NOTEBOOKS if name == number or (number.isdigit() and int(name[:2]) == int(number))]
+        if not matches:
+            raise InputError(f"no notebook {number!r}", where="--only / --from", fix="one of 01, 02, 03, 04, 05")
+        return matches[0]
+
+    if only:
+        wanted = {name_of(number) for number in only}
+        return [name for name in NOTEBOOKS if name in wanted]
+    return list(NOTEBOOKS[NOTEBOOKS.index(name_of(start)) :]) if start else list(NOTEBOOKS)
+
+
+def run_suite(config: Config, explicit: Mapping[str, Any], names: Sequence[str], progress: bool | None = None) -> dict[str, Any]:
+    """Runs notebooks in order and keeps ``run.json`` true after each.
+
+    Args:
+        config: the resolved config; only its ``out_dir`` is used here.
+        explicit: what the caller set; injected into every notebook as it is.
+        names: notebooks to run, in order.
+        progress: papermill's bar over the cells; by default only on a terminal.
+
+    Returns:
+        What ``run.json`` holds.
+
+    Raises:
+        NotebookFailed: the first failure; later notebooks are not run.
+    """
+    run = RunDir(config.out_dir)
+    source = notebooks_folder()
+    record: dict[str, Any] = {"status": "running", "parameters": dict(explicit), "notebooks": []}
+    parameters = {**explicit, "out_dir": config.out_dir}
+    for name in names:
+        entry = {"name": name, "status": "running", "seconds": 0.0}
+        record["notebooks"].append(entry)
+        run.write_json("run", record)
+        _say(f"▶ {name}")
+        begin = time.monotonic()
+        try:
+            with _settled(run, record, entry, begin):
+                execute(source / f"{name}.ipynb", run.path("executed") / f"{name}.ipynb", parameters, progress)
+        finally:
+            _say(f"  {'✓' if entry['status'] == 'passed' else '✗'} {entry['status']} after {entry['seconds']:.1f} s")
+    record["status"] = "passed"
+    run.write_json("run", record)
+    return record
+
+
+@contextlib.contextmanager
+def _settled(run: RunDir, record: dict[str, Any], entry: dict[str, Any], begin: float) -> Iterator[None]:
+    """Whatever happens inside, ``run.json`` says how it ended."""
+    entry["status"] = "failed"
+    try:
+        yield
+        entry["status"] = "passed"
+    except KeyboardInterrupt:
+        entry["status"] = "interrupted"
+        raise
+    finally:
+        entry["seconds"] = round(time.monotonic() - begin, 2)
+        record["status"] = "running" if entry["status"] == "passed" else entry["status"]
+        run.write_json("run", record)
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress: bool | None = None) -> None:
+    """Executes one notebook; the executed copy is stored without home directory or tokens, also when it failed.
+
+    Raises:
+        NotebookFailed: a cell raised, the kernel died, or cells were left out.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    bar = sys.stderr.isatty() if progress is None else progress
+    with _headless(), atomic_file(target) as temporary:
+        failure: NotebookFailed | None = None
+        try:
+            papermill.execute_notebook(
+                source, temporary, dict(parameters), kernel_name="python3", progress_bar=bar, coalesce_streams=True,
+                store_widget_state=False, log_output=False, cwd=os.getcwd(),
+            )  # fmt: skip
+        except PapermillExecutionError as error:
+            failure = _cell_failed(error, target)
+        except Exception as error:
+            failure = NotebookFailed(
+                f"{source.stem} could not be run: {type(error).__name__}: {_last_line(str(error))}",
+                where=portable(str(target)),
+                fix="if the kernel died, look for memory: a smaller model or max_seq_length",
+            )
+        _clean(temporary, source)
+        failure = failure or _left_out(temporary, target)
+    if failure:
+        raise failure
+
+
+def _cell_failed(error: Any, target: Path) -> NotebookFailed:
+    message = f"{error.ename}: {error.evalue}".strip()
+    parts = [line.strip() for line in portable(message).splitlines() if line.strip()]
+    where = next((p.removeprefix("where: ") for p in parts if p.startswith("where: ")), "")
+    fix = next((p.removeprefix("to do: ") for p in parts if p.startswith("to do: ")), "")
+    place = f"{target.stem}, cell {error.cell_index + 1} (run {error.exec_count})" + (f"; {where}" if where else "")
+    last = parts[0] if where or fix else " … ".join(dict.fromkeys([parts[0], parts[-1]]))
+    look = f"look at {portable(str(target))}"
+    return NotebookFailed(last, where=place, fix=f"{fix}; {look}" if fix else look)
+
+
+def _left_out(executed: Path, target: Path) -> NotebookFailed | None:
+    """A cell that calls ``sys.exit(0)`` ends papermill without an error and without the later cells."""
+    import nbformat
+
+    if executed.stat().st_size == 0:
+        return None
+    cells = nbformat.read(executed, as_version=4).cells
+    missing = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None]
+    if not missing:
+        return None
+    return NotebookFailed(
+        "the notebook ended early: not every cell was executed",
+        where=f"{target.stem}, from cell {missing[0] + 1}",
+        fix=f"look at {portable(str(target))}",
+    )
+
+
+def _clean(executed: Path, source: Path) -> None:
+    """Home directory and tokens out of the stored notebook; papermill's own absolute paths too."""
+    import nbformat
+
+    if executed.stat().st_size == 0:
+        executed.write_bytes(source.read_bytes())
+        return
+    text = portable(executed.read_text(encoding="utf-8"))
+    notebook = nbformat.reads(text, as_version=4)
+    stored = notebook.metadata.get("papermill", {})
+    stored.update({"input_path": source.name, "output_path": source.name})
+    nbformat.write(notebook, executed)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return portable(lines[-1]) if lines else ""
+
+
+@contextlib.contextmanager
+def _headless() -> Iterator[None]:
+    """Notebooks show no form, and the kernel is this Python's, whatever kernels the user has registered."""
+    wanted = {"MAC_LORA_HEADLESS": "1", "JUPYTER_PATH": os.path.join(sys.prefix, "share", "jupyter"), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
