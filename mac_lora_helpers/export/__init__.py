@@ -1,0 +1,32 @@
+"""Stage 05: merge, GGUF, MLX, equivalence, model card, the Hub and the cloud job.
+
+Names load their module on first use; importing this package loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+#: Public name → module of this package that holds it. No module may bear a public function's name: importing
+#: the module would put it in the function's place.
+_HOMES = {
+    "write_card": "card",
+    "plan_push": "push_plan",
+    "PushPlan": "push_plan",
+    "push": "push_send",
+    "HubError": "push_errors",
+    "write_job": "job",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
