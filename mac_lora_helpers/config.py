@@ -15,13 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from mac_lora_helpers.errors import InputError
 
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
 EMBEDDED = "embedded"
 EMBEDDED_DIR = Path(__file__).with_name("smoke")
+
+#: Scores of an answer that the package brings.
+METRICS = ("exact_match", "contains", "valid_json", "token_f1")
 
 #: zsh and bash keep their own prompt in PROMPT/PS1; escapes like ``%n@%m %#`` are not a question.
 _SHELL_PROMPT = re.compile(r"%[nmMdl~#?hyTtDLjB0-9(/{]|\$\{|\\[uhwW$]")
@@ -40,9 +44,19 @@ def _not_bool(value: Any) -> Any:
     return value.strip().replace("_", "") if isinstance(value, str) else value
 
 
+def _known_metric(value: str) -> str:
+    """A name of ours, or ``package.module:function``."""
+    if value not in METRICS and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
+        near = difflib.get_close_matches(value.lower(), METRICS, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise PydanticCustomError("metric", f"no such metric{hint}")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool)]
+Metric = Annotated[str, BeforeValidator(_text), AfterValidator(_known_metric)]
 
 
 def _param(default: Any, help: str, group: str, stage: str, **bounds: Any) -> Any:
@@ -113,6 +127,12 @@ class Config(BaseModel):
 
     # Evaluation
     adapter_dir: Text = _param("", "adapter to evaluate or export; empty: this run's own", "Evaluation", "evaluation")
+    metric: Metric = _param(
+        "exact_match",
+        "score that decides: exact_match, contains, valid_json, token_f1, or a function of your own as module:function",
+        "Evaluation",
+        "evaluation",
+    )
     prompt: Text = _param(
         "Explain gradient accumulation in 3 bullet points.", "a question to ask base and tuned side by side", "Evaluation", "evaluation"
     )
@@ -124,6 +144,9 @@ class Config(BaseModel):
     top_p: Number = _param(0.9, "nucleus sampling: smallest set of tokens with this probability", "Evaluation", "evaluation", gt=0, le=1)
 
     # Export
+    merged_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _param(
+        "auto", "type of the merged weights on disk; auto: the base's own. The merge itself is always float32", "Export", "export"
+    )
     gguf_types: Text = _param("F16, Q8_0, Q4_0", "GGUF files to write: F32, F16, BF16, Q8_0, Q4_0, …; empty for none", "Export", "export")
     push: bool = _param(False, "send to the Hub; off: a dry run that shows what would be sent", "Export", "export")
     repo_id: Text = _param("", "Hub repository, name or user/name", "Export", "export")
