@@ -1,0 +1,38 @@
+# demo · lab · test · check · lock. Each sets up what it needs; works with the make and bash that every Mac has.
+VENV   := .venv
+READY  := $(VENV)/.ready
+PYTHON := $(VENV)/bin/python
+
+.PHONY: help demo lab test check lock clean
+help:
+	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
+	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
+	@echo "make test   every test; about a quarter of an hour"
+	@echo "make check  formatting, lint, stored notebooks and the quick tests"
+	@echo "make lock   resolve constraints.txt again from pyproject.toml"
+
+$(READY): pyproject.toml constraints.txt tools/setup_environment.sh
+	@bash tools/setup_environment.sh $(VENV)
+
+demo: $(READY)
+	$(PYTHON) -m mac_lora_helpers run --preset smoke
+
+lab: $(READY)
+	$(PYTHON) -m jupyterlab --ip=127.0.0.1 notebooks/01_environment_check.ipynb
+
+test: $(READY)
+	$(PYTHON) -m pytest
+
+check: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m nbstripout --verify --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
+	$(PYTHON) -m pytest -m "not slow and not browser"
+
+# The deployment target keeps the resolver from choosing an older torch for Macs; the lock holds names and versions, no addresses.
+lock: $(READY)
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" MACOSX_DEPLOYMENT_TARGET=14.0 $(PYTHON) -m uv pip compile --universal --upgrade --all-extras \
+	  --python-version 3.11 --no-annotate --no-header --quiet pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf $(VENV) .boot
