@@ -11,6 +11,8 @@ from typing import Any
 #: Public name → module of this package that holds it. No module may bear a public function's name: importing
 #: the module would put it in the function's place.
 _HOMES = {
+    "merge": "merge_adapter",
+    "MergeReport": "merge_adapter",
     "write_card": "card",
     "plan_push": "push_plan",
     "PushPlan": "push_plan",

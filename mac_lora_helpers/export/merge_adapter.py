@@ -1,0 +1,165 @@
+"""The adapter merged into its base: computed in float32, cast as stated, read back and compared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
+from mac_lora_helpers.export.adapter_model import load_adapted, load_plain, quiet
+from mac_lora_helpers.export.mlx_config import mlx_rope_keys
+
+#: Largest logit difference allowed, as a share of the largest logit: float32 leaves only the order of
+#: summation; a cast adds its own rounding (float16 has 11 bits of mantissa, bfloat16 has 8).
+SHARE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 4e-2}
+_PROBE_ROWS, _PROBE_LENGTH = 8, 64
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What the merge did.
+
+    Args:
+        max_logit_difference: merged folder, read back, against base + adapter; over a few held-out prompts.
+        tolerance: the largest difference that passes; same unit (logits).
+        effect: largest logit difference between base + adapter and the base alone.
+        cast: the cast of the stored weights, in words. dtype: their type.
+        head: what was done about a tied output head, in words.
+        modules: adapted modules merged. bytes: size of the folder.
+    """
+
+    max_logit_difference: float
+    tolerance: float
+    passed: bool
+    effect: float
+    cast: str
+    dtype: str
+    head: str
+    modules: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(name, value, meaning) for a table."""
+        return [
+            (
+                "largest logit difference",
+                f"{self.max_logit_difference:.2g}",
+                f"merged against base + adapter; up to {self.tolerance:.2g} passes",
+            ),
+            ("what the adapter changes", f"{self.effect:.2g}", "largest logit difference between base + adapter and base"),
+            ("modules merged", str(self.modules), "linear layers that carry an update"),
+            ("weights", self.cast, "computed in float32 on the CPU, then cast"),
+            ("output head", self.head, "a head that shares the embedding's weights must not change with it"),
+            ("size", f"{self.bytes / 1e6:.1f} MB", "export/merged"),
+        ]
+
+
+def merge(run: RunDir, config: Config) -> MergeReport:
+    """Merges the adapter into the base and writes ``export/merged``, checked by its logits.
+
+    Returns:
+        The report. The folder takes its place only if the check passed.
+
+    Raises:
+        MissingArtifact: no adapter. InputError: the adapter does not belong to the base.
+        CheckFailed: a merged weight is not finite, or the logits differ by more than the tolerance.
+    """
+    from mac_lora_helpers.data import load_tokenizer
+
+    config = trained_config(run, config)
+    tokenizer = load_tokenizer(config)
+    model, head = load_adapted(config, adapter_folder(run, config))
+    probe = probe_rows(run, tokenizer)
+    wanted = logits(model, probe)
+    with model.disable_adapter():
+        effect = largest_difference(wanted, logits(model, probe))
+    modules = len(read_adapter(adapter_folder(run, config)).updates)
+    stored = stored_dtype(config)
+    dtype = stored if config.merged_dtype == "auto" else config.merged_dtype
+    merged = _merge_in_float32(model)
+    with run.folder("merged") as folder:
+        write_model(merged, tokenizer, folder, dtype)
+        got = logits(load_plain(folder), probe)
+        difference = largest_difference(wanted, got)
+        tolerance = SHARE[dtype] * max(1.0, max(float(row.abs().max()) for row in wanted))
+        cast = "float32, no cast" if dtype == "float32" else f"float32 → {dtype}"
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        note = f"{cast} (the base is stored as {stored})"
+        report = MergeReport(difference, tolerance, difference <= tolerance, effect, note, dtype, head, modules, size)
+        _require(report)
+    return report
+
+
+def probe_rows(run: RunDir, tokenizer: Any) -> list[list[int]]:
+    """Token ids of the first held-out rows, cut to a probe's length."""
+    rows = run.read_lines("test")[:_PROBE_ROWS]
+    ids = []
+    for row in rows:
+        if "messages" in row:
+            encoded = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True, tools=row.get("tools"))
+            ids.append(list(encoded["input_ids"])[:_PROBE_LENGTH])
+        else:
+            ids.append(list(tokenizer(row["text"]).input_ids)[:_PROBE_LENGTH])
+    return [row for row in ids if row] or [list(range(min(_PROBE_LENGTH, len(tokenizer))))]
+
+
+def logits(model: Any, rows: list[list[int]]) -> list[Any]:
+    """Float32 logits ``(length, vocabulary)`` of each row, one row at a time (no padding involved)."""
+    import torch
+
+    with torch.inference_mode():
+        return [model(input_ids=torch.tensor([row]), use_cache=False).logits[0].float() for row in rows]
+
+
+def largest_difference(left: list[Any], right: list[Any]) -> float:
+    """Largest absolute difference between two lists of logits; infinite where one is not finite."""
+    value = max(float((a - b).abs().max()) for a, b in zip(left, right, strict=True))
+    return value if value == value else float("inf")
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
+    """Weights, config (RoPE also in the form mlx-lm reads), generation settings, tokenizer, chat template."""
+    import torch
+
+    with quiet():
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings.update(mlx_rope_keys(settings))
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _merge_in_float32(model: Any) -> Any:
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise CheckFailed(
+            f"the merge gave weights that are not finite: {error}", where="adapter", fix="train again; see 03's audit"
+        ) from error
+
+
+def stored_dtype(config: Config) -> str:
+    """The type that the base's own files have; float32 when they do not say."""
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(config.model_path, trust_remote_code=config.trust_remote_code).dtype
+    name = str(stored).removeprefix("torch.")
+    return name if name in SHARE else "float32"
+
+
+def _require(report: MergeReport) -> None:
+    if not report.passed:
+        raise CheckFailed(
+            f"merged and adapter differ by {report.max_logit_difference:.3g} in their logits; {report.tolerance:.3g} is allowed",
+            where="export/merged (not written)",
+            fix="set merged_dtype=float32; if it still differs, the adapter was trained on another base",
+        )
