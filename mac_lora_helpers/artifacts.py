@@ -192,10 +192,21 @@ class RunDir:
         return self.path(name)
 
     def read_lines(self, name: str) -> list[Any]:
-        """A JSON Lines artefact as a list of rows."""
-        path = self.need(name)
-        with path.open(encoding="utf-8") as stream:
-            return [json.loads(line) for line in stream if line.strip()]
+        """A JSON Lines artefact as a list of rows.
+
+        Raises:
+            MissingArtifact: not there. InputError: a line is damaged.
+        """
+        path, rows = self.need(name), []
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    rows += [json.loads(line)] if line.strip() else []
+                except ValueError as error:
+                    maker = NOTEBOOKS[max(ARTIFACTS[name][1], 1) - 1]
+                    place = f"{portable(str(path))}, line {number}"
+                    raise InputError(f"{path.name} cannot be read: {error}", where=place, fix=f"run {maker}.ipynb again") from None
+        return rows
 
     def save_figure(self, name: str, figure: Any) -> Path:
         """Saves a matplotlib figure at 1200 px width or more."""

@@ -1,0 +1,27 @@
+"""What every test gets: an environment without this machine's own parameters, and a way to ask for optional engines."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mac_lora_helpers.config import Config
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PROMPT or SEED that the shell exports must not decide a test."""
+    for name in Config.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="session")
+def need():
+    """``need(condition, "what is missing")`` skips on a developer's machine and fails where all must be there (CI)."""
+
+    def check(condition: object, missing: str) -> None:
+        if not condition:
+            (pytest.fail if os.environ.get("MAC_LORA_REQUIRE_ALL") == "1" else pytest.skip)(missing)
+
+    return check
