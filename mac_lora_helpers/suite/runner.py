@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,8 @@ from typing import Any
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir, atomic_file, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
+
+_ENGINE = {"kernel_name": "python3", "coalesce_streams": True, "store_widget_state": False, "log_output": False}
 
 
 class NotebookFailed(UserError):
@@ -110,14 +113,16 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    # Names are checked before; a notebook's cell need not mirror every parameter that it is given.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+
     bar = sys.stderr.isatty() if progress is None else progress
     with _headless(), atomic_file(target) as temporary:
         failure: NotebookFailed | None = None
         try:
             papermill.execute_notebook(
-                source, temporary, dict(parameters), kernel_name="python3", progress_bar=bar, coalesce_streams=True,
-                store_widget_state=False, log_output=False, cwd=os.getcwd(),
-            )  # fmt: skip
+                source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), **_ENGINE, **_private_kernels()
+            )
         except PapermillExecutionError as error:
             failure = _cell_failed(error, target)
         except Exception as error:
@@ -132,12 +137,22 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
         raise failure
 
 
+def _private_kernels() -> dict[str, Any]:
+    """Kernels spoken to over a socket file of this user's instead of an open port on this machine."""
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import CaselessStrEnum
+
+    transport = CaselessStrEnum(["tcp", "ipc"], default_value="ipc")
+    return {"kernel_manager_class": type("PrivateKernelManager", (AsyncKernelManager,), {"transport": transport})}
+
+
 def _cell_failed(error: Any, target: Path) -> NotebookFailed:
     message = f"{error.ename}: {error.evalue}".strip()
     parts = [line.strip() for line in portable(message).splitlines() if line.strip()]
     where = next((p.removeprefix("where: ") for p in parts if p.startswith("where: ")), "")
     fix = next((p.removeprefix("to do: ") for p in parts if p.startswith("to do: ")), "")
-    place = f"{target.stem}, cell {error.cell_index + 1} (run {error.exec_count})" + (f"; {where}" if where else "")
+    code = next(iter(str(error.source).strip().splitlines()), "")
+    place = f"{target.stem}, In [{error.exec_count}]: {code}" + (f"; {where}" if where else "")
     last = parts[0] if where or fix else " … ".join(dict.fromkeys([parts[0], parts[-1]]))
     look = f"look at {portable(str(target))}"
     return NotebookFailed(last, where=place, fix=f"{fix}; {look}" if fix else look)
