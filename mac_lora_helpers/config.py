@@ -124,6 +124,9 @@ class Config(BaseModel):
     logging_steps: Whole = _param(10, "optimizer steps between two lines of the log", "Training", "training", ge=1)
     save_steps: Whole = _param(200, "optimizer steps between two checkpoints", "Training", "training", ge=1)
     save_total_limit: Whole = _param(2, "checkpoints kept", "Training", "training", ge=1)
+    resume: Literal["auto", "never"] = _param(
+        "auto", "auto: go on from an unfinished training's last checkpoint; never: start over", "Training", "training"
+    )
 
     # Evaluation
     adapter_dir: Text = _param("", "adapter to evaluate or export; empty: this run's own", "Evaluation", "evaluation")

@@ -1,0 +1,30 @@
+"""Notebook 03: LoRA fine-tuning with TRL's ``SFTTrainer``, watched, resumable and audited.
+
+The trainer is TRL's; around it stand the choice of LoRA targets, the memory forecast, the guards, checkpoints
+that are whole or not there, the log and the audit. Importing this package loads no torch.
+"""
+
+from mac_lora_helpers.training.audit import finish
+from mac_lora_helpers.training.build import build_trainer
+from mac_lora_helpers.training.estimate import estimate
+from mac_lora_helpers.training.forecast import MemoryForecast, predict_memory
+from mac_lora_helpers.training.recipe import load_model, lora_config, place, sft_config
+from mac_lora_helpers.training.resume import last_checkpoint
+from mac_lora_helpers.training.saving import save_adapter
+from mac_lora_helpers.training.targets import candidates, find_targets
+
+__all__ = [
+    "MemoryForecast",
+    "build_trainer",
+    "candidates",
+    "estimate",
+    "find_targets",
+    "finish",
+    "last_checkpoint",
+    "load_model",
+    "lora_config",
+    "place",
+    "predict_memory",
+    "save_adapter",
+    "sft_config",
+]

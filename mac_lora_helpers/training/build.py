@@ -1,0 +1,76 @@
+"""Puts model, tokens, adapter and settings together into the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.training import batches, resume
+from mac_lora_helpers.training.forecast import advice, predict_for
+from mac_lora_helpers.training.log import RunLog
+
+
+def build_trainer(
+    model: Any,
+    tokenizer: Any,
+    tokens: dict[str, Any],
+    lora: Any,
+    args: Any,
+    run: RunDir,
+    config: Config,
+    on_log: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> Any:
+    """TRL's ``SFTTrainer`` over the tokens of notebook 02, with log, guards and whole checkpoints.
+
+    Args:
+        model: from ``load_model``.
+        tokenizer: from ``data.load_tokenizer``; pads on the right.
+        tokens: ``{"train": Dataset, …}`` with ``input_ids`` and ``labels``.
+        lora: from ``lora_config``.
+        args: from ``sft_config``.
+        run: the run directory.
+        config: the resolved parameters.
+        on_log: called with all log rows so far after each new one, for a live figure. Without it a notebook shows
+            transformers' own progress table.
+
+    Raises:
+        CheckFailed: rows that cannot be trained on as they stand, or another effective length than asked for.
+        MissingArtifact: no tokens or no manifest.
+    """
+    from transformers.trainer_callback import PrinterCallback
+
+    from mac_lora_helpers.training.sft import LoraTrainer
+
+    known = batches.check_rows(tokens.get("train"), config)
+    if args.max_length != config.max_seq_length:
+        raise CheckFailed(f"the trainer would use max_length={args.max_length}, not max_seq_length={config.max_seq_length}")
+    forecast = predict_for(config, model, tokens["train"], args.device.type)
+    trainer = LoraTrainer(
+        model=model,
+        args=args,
+        train_dataset=tokens["train"].select_columns(["input_ids", "labels"]),
+        processing_class=tokenizer,
+        peft_config=lora,
+        config=config,
+        identity=resume.identity(run, config),
+        run_log=RunLog(run, config.logging_steps, on_log),
+        explain_memory=lambda trainer: advice(config, trainer),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.data_collator = batches.WatchedCollator(trainer.data_collator, known)
+    trainer.forecast, trainer.tokens = forecast, tokens
+    if on_log is None:
+        _notebook_progress(trainer)
+    return trainer
+
+
+def _notebook_progress(trainer: Any) -> None:
+    from transformers.utils import is_in_notebook
+
+    if is_in_notebook():
+        from transformers.utils.notebook import NotebookProgressCallback
+
+        trainer.add_callback(NotebookProgressCallback)

@@ -1,0 +1,160 @@
+"""The reference recipe as the libraries want it today: model, ``LoraConfig``, ``SFTConfig``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.training import memory
+from mac_lora_helpers.training.targets import find_targets, linear_modules
+
+
+def place(run: RunDir, config: Config) -> tuple[Any, Any]:
+    """Device and dtype for this run, chosen on this machine; a choice of notebook 01 that no longer holds is named.
+
+    Returns:
+        Two ``environment.Choice``: ``.name`` and ``.reason``.
+    """
+    from mac_lora_helpers import environment
+
+    device = environment.choose_device(config)
+    dtype = environment.choose_dtype(config, device)
+    saved = run.read_json("environment") if run.has("environment") else {}
+    return _compare(device, saved.get("device")), _compare(dtype, saved.get("dtype"))
+
+
+def _compare(now: Any, saved: dict[str, str] | None) -> Any:
+    if not saved or saved.get("name") == now.name:
+        return now
+    note = f"{now.reason}; environment.json says {saved.get('name')}: it was made on another machine or with other settings"
+    return dataclasses.replace(now, reason=note)
+
+
+def load_model(config: Config, device: Any, dtype: Any) -> Any:
+    """The base model in ``dtype`` on ``device``, key-value cache off (training never reads it).
+
+    Raises:
+        InputError: the folder or the Hub has no such model, or it needs remote code.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    baseline = memory.used(device.name)
+    set_seed(config.seed)
+    with quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                config.model_path, dtype=getattr(torch, dtype.name), trust_remote_code=config.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the model {config.model_id!r} cannot be loaded: {first_line(error)}",
+                where="parameter model_id",
+                fix="a folder with config.json and weights, or a Hub id that this machine can reach (`hf auth login` for a gated one)",
+            ) from error
+    model.to(device.name)
+    model.config.use_cache = False
+    model.memory_baseline = baseline
+    return model
+
+
+def lora_config(config: Config, model: Any) -> Any:
+    """``peft.LoraConfig`` with targets that exist in this model.
+
+    Raises:
+        InputError: ``lora_targets`` names a module that the model does not have.
+    """
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    targets = find_targets(model, config.lora_targets)
+    conv1d = any(isinstance(module, Conv1D) for module in linear_modules(model).values())
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=targets,
+        fan_in_fan_out=conv1d,
+    )
+
+
+def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
+    """``trl.SFTConfig`` with every setting stated whose default is not the recipe's or changed between versions.
+
+    The weights already are in ``dtype``, so mixed precision (``fp16``/``bf16``) stays off. The data come as tokens:
+    nothing is tokenized, cut, packed or given an end-of-sequence token here.
+    """
+    from trl import SFTConfig
+
+    limit = {"max_steps": config.max_steps} if config.max_steps > 0 else {"num_train_epochs": config.num_train_epochs}
+    args = SFTConfig(
+        output_dir=str(run.path("checkpoints")),
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="linear",
+        optim="adamw_torch",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        fp16=False,
+        bf16=False,
+        max_length=config.max_seq_length,
+        packing=False,
+        padding_free=False,
+        shuffle_dataset=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=device.name == "cpu",
+        torch_empty_cache_steps=10 if device.name == "mps" else None,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        eval_strategy="no",
+        report_to="none",
+        push_to_hub=False,
+        disable_tqdm=True,
+        **limit,
+    )
+    if args.device.type != device.name:
+        raise CheckFailed(f"the trainer would use {args.device.type}, not {device.name}", where="parameter device")
+    return args
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Progress bars and chatter of transformers off inside the block; a notebook step has one output."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # PEFT 0.21 reads the old name; nobody who runs the notebook can do anything about it
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,72 @@
+"""The adapter on disk: PEFT's files and the tokenizer, whole or not at all, without a path of this machine."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def write_adapter(model: Any, folder: Path, model_id: str) -> None:
+    """Writes ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Args:
+        model: the ``PeftModel``.
+        folder: exists.
+        model_id: the base as the user named it; PEFT would write the folder that it was loaded from.
+    """
+    model.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; notebook 05 writes a real one
+    path = folder / "adapter_config.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved["base_model_name_or_path"] = model_id
+    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_adapter(trainer: Any, run: RunDir, config: Config) -> Path:
+    """Writes ``adapter/`` and ``train_config.json``.
+
+    The tokenizer and its chat template lie beside the weights (a few MB), so that the adapter can be used, pushed and
+    converted with the template that it was trained with.
+
+    Returns:
+        The adapter's folder.
+    """
+    (run.root / "train_config.json").unlink(missing_ok=True)  # never an old config beside a new adapter
+    with run.folder("adapter") as folder:
+        write_adapter(trainer.model, folder, config.model_id)
+        trainer.processing_class.save_pretrained(folder)
+    run.write_json("train_config", train_config(trainer, run, config))
+    return run.path("adapter")
+
+
+def train_config(trainer: Any, run: RunDir, config: Config) -> dict[str, Any]:
+    """Everything that this training was: parameters, data, device, dtype, LoRA as resolved, versions."""
+    lora = trainer.model.peft_config["default"]
+    return {
+        "config": config.model_dump(),
+        "data_fingerprint": trainer.identity["data_fingerprint"],
+        "device": trainer.args.device.type,
+        "dtype": str(trainer.model.get_base_model().dtype).removeprefix("torch."),
+        "lora": {
+            "r": lora.r,
+            "alpha": lora.lora_alpha,
+            "dropout": lora.lora_dropout,
+            "targets": sorted(lora.target_modules),
+            "modules": sum(1 for name, _ in trainer.model.named_parameters() if "lora_B." in name),
+            "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        },
+        "steps": trainer.state.global_step,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that decide the numbers."""
+    return {name: version(name) for name in PACKAGES}

@@ -1,0 +1,186 @@
+"""Notebook 03's recipe, from model to audited adapter, on a tiny model."""
+
+import json
+
+import pytest
+
+from mac_lora_helpers import training
+from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
+
+
+def test_a_training_leaves_adapter_log_config_and_metrics_with_the_contract_keys(make, train, tokens):
+    run, config = make(max_steps=6, logging_steps=2)
+    _, metrics = train(run, config, tokens)
+
+    contract = (
+        "steps first_loss last_loss seconds tokens tokens_per_second peak_memory_bytes predicted_memory_bytes device dtype data_fingerprint"
+    )
+    assert set(contract.split()) <= set(metrics)
+    assert metrics["steps"] == 6
+    assert metrics["data_fingerprint"] == "sha256:data-1"
+    assert metrics["audit"]["finite"]
+    assert metrics["audit"]["lora_b_nonzero"]
+    assert metrics["audit"]["logits_changed"]
+    assert metrics["audit"]["batches_equal_data"]
+    assert metrics["audit"]["loss_fell"] is None, "six steps are too few to judge"
+    assert metrics == run.read_json("train_metrics")
+
+    log = run.read_lines("train_log")
+    assert [row["step"] for row in log] == [1, 2, 4, 6]
+    assert set("step loss grad_norm learning_rate epoch tokens seconds memory_bytes".split()) <= set(log[0])
+    assert log[0]["learning_rate"] == pytest.approx(2e-4)
+    assert log[-1]["learning_rate"] < log[0]["learning_rate"]
+
+    saved = run.read_json("train_config")
+    assert saved["config"]["learning_rate"] == 2e-4
+    assert saved["lora"]["targets"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert saved["dtype"] == "float32"
+    names = {path.name for path in run.path("adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert "training_args.bin" not in names
+
+
+def test_no_file_of_the_run_names_the_folder_it_was_made_in(make, train, tokens):
+    run, config = make(max_steps=2)
+    train(run, config, tokens)
+    adapter = json.loads((run.path("adapter") / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == config.model_id
+    for path in run.root.rglob("*"):
+        if path.is_file() and path.name != "train_config.json":
+            assert str(run.root).encode() not in path.read_bytes(), path
+
+
+def test_the_trainer_sees_the_rows_as_they_are(make, trainer_for, tokens):
+    run, config = make(max_steps=-1, per_device_train_batch_size=3)
+    trainer = trainer_for(run, config, tokens)
+    wanted = sorted((tuple(row["input_ids"]), tuple(row["labels"])) for row in tokens["train"])
+    seen = []
+    for batch in trainer.get_train_dataloader():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            length = int(mask.sum())
+            assert (labels[length:] == -100).all()
+            seen.append((tuple(ids[:length].tolist()), tuple(labels[:length].tolist())))
+    assert sorted(seen) == wanted
+
+
+def test_a_changed_label_in_a_batch_fails_the_audit(make, trainer_for, tokens):
+    run, config = make()
+    trainer = trainer_for(run, config, tokens)
+    honest = trainer.data_collator.inner
+
+    def tampered(examples):
+        batch = honest(examples)
+        batch["labels"][0, 0] = batch["input_ids"][0, 0]
+        return batch
+
+    trainer.data_collator.inner = tampered
+    result = trainer.train()
+    training.save_adapter(trainer, run, config)
+    with pytest.raises(CheckFailed, match="batches_equal_data"):
+        training.finish(trainer, result, run, config)
+    assert run.read_json("train_metrics")["audit"]["batches_equal_data"] is False
+
+
+def test_the_settings_that_differ_between_versions_are_all_stated(make):
+    from conftest import CPU, FLOAT32
+
+    run, config = make(gradient_checkpointing=True, max_seq_length=16)
+    args = training.sft_config(config, run, CPU, FLOAT32)
+    assert (args.bf16, args.fp16, args.packing, args.max_length) == (False, False, False, 16)
+    assert args.activation_checkpointing
+    assert args.activation_checkpointing_kwargs == {"use_reentrant": False}
+    assert args.report_to == []
+    assert args.dataloader_num_workers == 0
+    assert args.logging_nan_inf_filter is False
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_no_deprecated_setting_is_used(make, trainer_for, tokens, checkpointing, recwarn):
+    run, config = make(gradient_checkpointing=checkpointing)
+    trainer_for(run, config, tokens).train()
+    told = [
+        str(w.message) for w in recwarn if issubclass(w.category, (FutureWarning, DeprecationWarning)) and "deprecated" in str(w.message)
+    ]
+    assert not [text for text in told if "checkpoint" in text or "max_length" in text], told
+
+
+def test_two_rows_and_a_batch_larger_than_the_data_train(make, train, tokens):
+    run, config = make(max_steps=1, per_device_train_batch_size=8, logging_steps=10)
+    _, metrics = train(run, config, {"train": tokens["train"].select(range(2))})
+    assert metrics["steps"] == 1
+    assert metrics["first_loss"] == metrics["last_loss"] > 0
+    assert [row["step"] for row in run.read_lines("train_log")] == [1]
+    assert metrics["valid_loss_tuned"] is None
+
+
+def test_whole_epochs_when_max_steps_is_not_set(make, train, tokens):
+    run, config = make(max_steps=-1, num_train_epochs=2, gradient_accumulation_steps=4)
+    _, metrics = train(run, config, tokens)
+    assert metrics["steps"] == 6
+    assert metrics["tokens"] == 2 * sum(len(ids) for ids in tokens["train"]["input_ids"])
+
+
+def test_a_loss_that_does_not_fall_fails_the_audit(make, train, tokens):
+    run, config = make(max_steps=12, learning_rate=1e-12, lora_dropout=0)
+    with pytest.raises(CheckFailed, match="loss_fell"):
+        train(run, config, tokens)
+    assert run.read_json("train_metrics")["audit"]["loss_fell"] is False
+    run, config = make(folder="good", max_steps=12, learning_rate=5e-3)
+    metrics = train(run, config, tokens)[1]
+    assert metrics["audit"]["loss_fell"] is True
+    assert metrics["train_loss_tuned"] < metrics["train_loss_base"]
+    assert metrics["last_loss"] < metrics["first_loss"]
+
+
+def test_rows_without_a_label_are_refused_before_the_start(make, trainer_for):
+    from conftest import dataset, rows
+
+    made = rows(4)
+    made[2]["labels"] = [-100] * len(made[2]["labels"])
+    made[3]["labels"] = [5] + [-100] * (len(made[3]["labels"]) - 1)
+    run, config = make()
+    with pytest.raises(CheckFailed, match="2 of 4 rows have no token to learn from"):
+        trainer_for(run, config, {"train": dataset(made)})
+
+
+def test_rows_longer_than_asked_are_refused(make, trainer_for, tokens):
+    run, config = make(max_seq_length=10)
+    with pytest.raises(CheckFailed, match="at most 10"):
+        trainer_for(run, config, tokens)
+
+
+def test_no_rows_name_the_notebook(make, trainer_for, tokens):
+    run, config = make()
+    with pytest.raises(MissingArtifact, match="02_data_formatting"):
+        trainer_for(run, config, {"train": tokens["train"].select([])})
+
+
+def test_a_model_that_is_not_there(make):
+    from conftest import CPU, FLOAT32
+
+    _, config = make(model_id="/no/such/folder")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        training.load_model(config, CPU, FLOAT32)
+
+
+def test_the_live_figure_gets_all_rows_and_cannot_stop_the_training(make, train, tokens, capsys):
+    run, config = make(max_steps=4, logging_steps=1)
+    calls = []
+
+    def on_log(rows):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise ValueError("no display")
+
+    _, metrics = train(run, config, tokens, on_log=on_log)
+    assert calls == [1, 2, 3]
+    assert metrics["steps"] == 4
+    assert "no display" in capsys.readouterr().out
+
+
+def test_training_says_nothing_on_its_own(make, train, tokens, capfd):
+    run, config = make()
+    train(run, config, tokens)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == ""
