@@ -1,0 +1,37 @@
+"""Notebook 01: this machine, installed versions, device and dtype with the reason, and where to run.
+
+Every answer of the platform comes through a :class:`Probe`; every decision is a pure function of such answers.
+Nothing here imports torch into this process: it is asked in a process of its own.
+"""
+
+from mac_lora_helpers.environment.checks import Check
+from mac_lora_helpers.environment.device import Choice, choose_device, choose_dtype, decide_device, decide_dtype
+from mac_lora_helpers.environment.machine import Machine, read_machine, size
+from mac_lora_helpers.environment.model import Model, read_model
+from mac_lora_helpers.environment.packages import Package, read_packages, requirement_for
+from mac_lora_helpers.environment.probe import Probe, this_machine
+from mac_lora_helpers.environment.report import EnvironmentReport, check_environment
+from mac_lora_helpers.environment.verdict import Verdict, decide_verdict
+
+__all__ = [
+    "Check",
+    "Choice",
+    "EnvironmentReport",
+    "Machine",
+    "Model",
+    "Package",
+    "Probe",
+    "Verdict",
+    "check_environment",
+    "choose_device",
+    "choose_dtype",
+    "decide_device",
+    "decide_dtype",
+    "decide_verdict",
+    "read_machine",
+    "read_model",
+    "read_packages",
+    "requirement_for",
+    "size",
+    "this_machine",
+]

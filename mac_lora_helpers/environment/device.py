@@ -1,0 +1,160 @@
+"""Device and dtype of a run, each with its reason.
+
+``choose_*`` ask this machine; ``decide_*`` are the pure decisions over its answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.environment.machine import Machine, read_machine
+from mac_lora_helpers.environment.probe import Probe, this_machine
+from mac_lora_helpers.errors import InputError
+
+#: Largest relative error of the loss and of the gradients, and smallest cosine of the AdamW updates, that pass.
+#: float32 differs between devices by rounding and order (1e-6 here); bfloat16 keeps 8 bits (gradients 0.7 % off here).
+FLOAT32_LIMITS = (1e-4, 1e-3, 0.999)
+BFLOAT16_LIMITS = (1e-2, 5e-2, 0.99)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and why it was chosen."""
+
+    name: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"name": self.name, "reason": self.reason}
+
+
+def choose_device(config: Config, probe: Probe | None = None) -> Choice:
+    """The device to train on: MPS, else CUDA, else the CPU, or the one that ``config.device`` names.
+
+    Raises:
+        InputError: the named device is not available here; the message says why.
+    """
+    probe = probe or this_machine()
+    if config.device == "cpu":
+        return Choice("cpu", "asked for by device=cpu")
+    return decide_device(config.device, read_machine(config.out_dir, probe), probe.torch_facts())
+
+
+def choose_dtype(config: Config, device: Choice, probe: Probe | None = None) -> Choice:
+    """The dtype of the base weights.
+
+    Raises:
+        InputError: ``config.dtype`` does not work on this device; the message says why.
+    """
+    probe = probe or this_machine()
+    return decide_dtype(config.dtype, device.name, {} if config.dtype == "float32" else probe.torch_facts())
+
+
+def decide_device(asked: str, machine: Machine, facts: dict[str, Any]) -> Choice:
+    """See :func:`choose_device`; ``facts`` as ``torch_probe.py`` prints them."""
+    mps, cuda = facts.get("mps") or {}, facts.get("cuda") or {}
+    available = {"mps": bool(mps.get("available")), "cuda": bool(cuda.get("available")), "cpu": True}
+    why_not = {"mps": why_no_mps(machine, facts), "cuda": "torch finds no CUDA GPU on this machine"}
+    if asked != "auto":
+        if available[asked]:
+            return Choice(asked, f"asked for by device={asked}")
+        raise InputError(
+            f"device={asked} is not available: {why_not[asked]}", where="parameter device", fix="use device=auto, or mend the reason"
+        )
+    if available["mps"]:
+        return Choice("mps", "MPS (the GPU of the Apple chip) is available")
+    if available["cuda"]:
+        return Choice("cuda", f"CUDA GPU {cuda.get('name', '')} is available; there is no MPS: {why_not['mps']}")
+    return Choice("cpu", f"no GPU that torch can use: {why_not['mps']}; {why_not['cuda']}")
+
+
+def why_no_mps(machine: Machine, facts: dict[str, Any]) -> str:
+    """Why torch cannot use MPS here, in one sentence."""
+    if not machine.is_mac:
+        return f"MPS is Apple's GPU interface and this is {machine.system}"
+    if machine.rosetta:
+        return f"this Python is x86_64 and runs under Rosetta; MPS needs an arm64 Python on this {machine.chip}"
+    if machine.intel_mac:
+        return "an Intel Mac has no Apple GPU"
+    if not facts.get("version"):
+        return f"torch cannot be imported ({facts.get('error') or 'no answer'})"
+    if not (facts.get("mps") or {}).get("built"):
+        return f"torch {facts['version']} was built without MPS"
+    if macos_major(machine) is not None and macos_major(machine) < 14:
+        return f"macOS {machine.macos_version} is too old; torch needs 14 or later"
+    return "torch has MPS, but finds no Metal device (a virtual machine or a session without a GPU)"
+
+
+def macos_major(machine: Machine) -> int | None:
+    """14 for macOS 14.6.1; ``None`` if the version is unknown."""
+    first = (machine.macos_version or "").split(".")[0]
+    return int(first) if first.isdigit() else None
+
+
+def decide_dtype(asked: str, device: str, facts: dict[str, Any]) -> Choice:
+    """See :func:`choose_dtype`; ``facts`` as ``torch_probe.py`` prints them."""
+    if asked == "float32":
+        return Choice("float32", "the safe default: full precision works on every device" + (", MPS included" if device == "mps" else ""))
+    if asked == "float16":
+        return _decide_float16(device)
+    trouble = bfloat16_trouble(device, facts)
+    if trouble:
+        raise InputError(f"dtype=bfloat16 does not work on {device} here: {trouble}", where="parameter dtype", fix="use dtype=float32")
+    return Choice("bfloat16", f"asked for; a training step in bfloat16 on {device} agrees with float32; {bfloat16_speed(device, facts)}")
+
+
+def _decide_float16(device: str) -> Choice:
+    if device == "cuda":
+        return Choice("float16", "asked for; on CUDA it needs loss scaling, bfloat16 does not")
+    why = "its small range overflows and the loss becomes NaN" if device == "mps" else "the CPU gains nothing and its range overflows"
+    raise InputError(
+        f"dtype=float16 is refused on {device}: {why}", where="parameter dtype", fix="use dtype=float32, or try dtype=bfloat16"
+    )
+
+
+def bfloat16_trouble(device: str, facts: dict[str, Any]) -> str:
+    """What went wrong in the bfloat16 training step; empty if it passed."""
+    return run_trouble(_run(device, "bfloat16", facts), BFLOAT16_LIMITS)
+
+
+def float32_trouble(device: str, facts: dict[str, Any]) -> str:
+    """What went wrong in the float32 training step, compared with the CPU; empty if it passed."""
+    return run_trouble(_run(device, "float32", facts), FLOAT32_LIMITS)
+
+
+def run_trouble(run: dict[str, Any] | None, limits: tuple[float, float, float]) -> str:
+    """Judges one tried training step (forward, backward, AdamW) against its reference."""
+    if run is None:
+        return "the training step was not tried"
+    if run.get("error"):
+        return str(run["error"])
+    if not run.get("finite"):
+        return "the training step gave NaN or infinity"
+    loss, gradient, cosine = limits
+    found = []
+    if run["loss_error"] > loss:
+        found.append(f"the loss is off by {run['loss_error']:.2g} (at most {loss:g})")
+    if run["gradient_error"] > gradient:
+        found.append(f"the gradients are off by {run['gradient_error']:.2g} (at most {gradient:g})")
+    if run["update_cosine"] < cosine:
+        found.append(f"the optimizer step points elsewhere (cosine {run['update_cosine']:.3f}, at least {cosine:g})")
+    if run["loss_after"] >= run["loss"]:
+        found.append("the loss did not fall after the optimizer step")
+    return "; ".join(found)
+
+
+def bfloat16_speed(device: str, facts: dict[str, Any]) -> str:
+    """How fast bfloat16 matrix products are against float32, in words."""
+    slow, fast = ((_run(device, dtype, facts) or {}).get("gflops") for dtype in ("float32", "bfloat16"))
+    if not slow or not fast:
+        return "its speed was not measured"
+    ratio = fast / slow
+    gain = "faster" if ratio > 1.1 else "no gain in speed" if ratio > 0.7 else "slower"
+    return f"matrix products at {ratio:.2g} times float32's speed: {gain}; the weights take half the memory"
+
+
+def _run(device: str, dtype: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+    run = ((facts.get("runs") or {}).get(device) or {}).get(dtype)
+    return {"error": facts["error"]} if run is None and facts.get("error") else run

@@ -1,0 +1,141 @@
+"""This machine: chip, memory, macOS, disk. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mac_lora_helpers.environment.probe import Probe, this_machine
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the operating system says about this machine; sizes in bytes, ``None`` where it does not say."""
+
+    python: str
+    system: str
+    platform: str
+    machine: str
+    chip: str
+    gpu_cores: int | None
+    memory_bytes: int | None
+    free_memory_bytes: int | None
+    swap_used_bytes: int
+    macos_version: str | None
+    rosetta: bool
+    disk_free_bytes: int | None
+    xcode_tools: str | None
+
+    @property
+    def is_mac(self) -> bool:
+        return self.system == "Darwin"
+
+    @property
+    def apple_silicon(self) -> bool:
+        """Whether the chip is Apple's, also when an x86_64 Python does not see it."""
+        return self.is_mac and (self.machine == "arm64" or self.rosetta)
+
+    @property
+    def intel_mac(self) -> bool:
+        return self.is_mac and not self.apple_silicon
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value and meaning of each fact, for a table."""
+        memory = "unified: CPU and GPU share it" if self.apple_silicon else "main memory; a CUDA GPU has its own besides"
+        rows = [
+            ("Python", self.python, "the interpreter behind this kernel"),
+            ("System", self.platform, "operating system and processor architecture"),
+            ("Architecture", self.machine + (" under Rosetta" if self.rosetta else ""), "arm64 is what MPS needs; x86_64 has no MPS"),
+            ("Chip", self.chip, "processor"),
+            ("Memory", size(self.memory_bytes), memory),
+            ("Memory free", size(self.free_memory_bytes), "what can be used now without pushing other programs out"),
+            ("Swap in use", size(self.swap_used_bytes), "memory already moved to disk; training that swaps hardly moves"),
+            ("Disk free", size(self.disk_free_bytes), "on the run directory's volume"),
+        ]
+        if self.is_mac:
+            rows[4:4] = [("GPU cores", str(self.gpu_cores or "unknown"), "more cores, more tokens a second")]
+            rows[2:2] = [("macOS", self.macos_version or "unknown", "torch's wheels need 14 or later")]
+        return rows
+
+
+def size(number: float | None) -> str:
+    """Bytes in the unit people read: ``16.0 GiB``, ``812 MiB``."""
+    if number is None:
+        return "unknown"
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 1024**2:.0f} MiB"
+
+
+def read_machine(out_dir: str = ".", probe: Probe | None = None) -> Machine:
+    """Reads this machine.
+
+    Args:
+        out_dir: the run directory, for the free disk space.
+        probe: where the answers come from; this machine unless given.
+    """
+    probe = probe or this_machine()
+    facts, memory = probe.system(), probe.memory() or {}
+    mac = facts["system"] == "Darwin"
+    disk = probe.disk(out_dir)
+    total = memory.get("total") or _whole(probe.command("sysctl", "-n", "hw.memsize") if mac else None)
+    limit = None if mac else _container_limit(probe)
+    free = memory.get("available")
+    return Machine(
+        python=facts["python"],
+        system=facts["system"],
+        platform=facts["platform"],
+        machine=facts["machine"],
+        chip=_mac_chip(probe, facts["machine"]) if mac else _linux_chip(probe) or facts["machine"],
+        gpu_cores=_gpu_cores(probe) if mac else None,
+        memory_bytes=min(filter(None, (total, limit)), default=None),
+        free_memory_bytes=min(free, limit) if free and limit else free,
+        swap_used_bytes=memory.get("swap_used") or 0,
+        macos_version=probe.command("sw_vers", "-productVersion") if mac else None,
+        rosetta=mac and facts["machine"] == "x86_64" and _translated(probe),
+        disk_free_bytes=disk["free"] if disk else None,
+        xcode_tools=probe.command("xcode-select", "-p") if mac else None,
+    )
+
+
+def _translated(probe: Probe) -> bool:
+    """Rosetta: the process is translated, or the hardware behind an x86_64 Python is arm64."""
+    answers = (probe.command("sysctl", "-n", "sysctl.proc_translated"), probe.command("sysctl", "-n", "hw.optional.arm64"))
+    return "1" in answers or "Apple" in (probe.command("sysctl", "-n", "machdep.cpu.brand_string") or "")
+
+
+def _mac_chip(probe: Probe, machine: str) -> str:
+    brand = probe.command("sysctl", "-n", "machdep.cpu.brand_string") or ""
+    if "VirtualApple" in brand:  # what Rosetta calls every chip
+        brand = probe.command("arch", "-arm64", "/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string") or brand
+    return brand or machine
+
+
+def _linux_chip(probe: Probe) -> str | None:
+    found = re.search(r"^model name\s*:\s*(.+)$", probe.read_text("/proc/cpuinfo") or "", re.MULTILINE)
+    return found[1].strip() if found else None
+
+
+def _gpu_cores(probe: Probe) -> int | None:
+    """Cores of the Apple GPU: the I/O registry answers at once, the system profiler takes a second."""
+    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', probe.command("ioreg", "-rc", "AGXAccelerator", "-d", "1") or "")
+    if found:
+        return int(found[1])
+    try:
+        cards = json.loads(probe.command("system_profiler", "-json", "SPDisplaysDataType") or "{}")["SPDisplaysDataType"]
+        return next((int(card["sppci_cores"]) for card in cards if "sppci_cores" in card), None)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _container_limit(probe: Probe) -> int | None:
+    """A container's memory limit (cgroup v2, then v1), lower than what the machine has."""
+    text = probe.read_text("/sys/fs/cgroup/memory.max") or probe.read_text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    return _whole(text)
+
+
+def _whole(text: Any) -> int | None:
+    text = str(text or "").strip()
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,166 @@
+"""Asks torch about this machine; prints one JSON object a stage, the last one complete.
+
+A script of its own: a torch that crashes, hangs or aborts in Metal takes only this process along.
+It imports nothing but the standard library and torch.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+
+#: Vocabulary, width, heads, tokens and LoRA rank of the block that is tried.
+VOCAB, WIDTH, HEADS, TOKENS, RANK = 128, 64, 4, 48, 4
+LEARNING_RATE = 1e-2
+
+
+def main() -> None:
+    facts = {"stage": "import", "version": None, "error": None, "runs": {}}
+    emit(facts)
+    try:
+        import torch
+
+        facts["version"] = torch.__version__
+        emit({**facts, "stage": "devices"})
+        facts.update(devices(torch))
+        emit({**facts, "stage": "a step on the CPU"})
+        try_devices(torch, facts)
+    except BaseException as error:  # a broken torch may raise anything, SystemExit included
+        facts["error"] = told(error)
+    emit({**facts, "stage": "done"})
+
+
+def emit(facts: dict) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def told(error: BaseException) -> str:
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}"[:400]
+
+
+def devices(torch) -> dict:
+    mps = {"built": torch.backends.mps.is_built(), "available": torch.backends.mps.is_available(), "recommended_bytes": None}
+    if mps["available"]:
+        mps["recommended_bytes"] = asked(torch.mps.recommended_max_memory)
+    cuda = {"available": torch.cuda.is_available()}
+    if cuda["available"]:
+        properties = torch.cuda.get_device_properties(0)
+        cuda.update(name=properties.name, memory_bytes=properties.total_memory, capability=f"{properties.major}.{properties.minor}")
+    return {"mps": mps, "cuda": cuda, "threads": torch.get_num_threads()}
+
+
+def asked(question):
+    try:
+        return question()
+    except Exception:
+        return None
+
+
+def try_devices(torch, facts: dict) -> None:
+    """A LoRA training step on every device in float32 and bfloat16, compared with the CPU in float32."""
+    exact = step(torch, "cpu", torch.float64)
+    reference = step(torch, "cpu", torch.float32)
+    names = ["cpu"] + [name for name in ("mps", "cuda") if facts[name]["available"]]
+    for device in names:
+        runs = facts["runs"].setdefault(device, {})
+        for dtype in ("float32", "bfloat16"):
+            emit({**facts, "stage": f"{dtype} on {device}"})
+            against = exact if (device, dtype) == ("cpu", "float32") else reference
+            try:
+                runs[dtype] = compare(torch, step(torch, device, getattr(torch, dtype)), against)
+                runs[dtype]["gflops"] = matmul_speed(torch, device, getattr(torch, dtype))
+            except Exception as error:
+                runs[dtype] = {"error": told(error)}
+
+
+def weights(torch) -> tuple:
+    """Random base weights, LoRA pairs and token ids in float64, the same on every machine.
+
+    ``lora_b`` is a transposed, non-contiguous tensor: in-place updates of those went silently wrong on MPS.
+    """
+    source = torch.Generator().manual_seed(0)
+
+    def normal(rows: int, columns: int, scale: float):
+        return torch.randn(rows, columns, generator=source, dtype=torch.float64) * scale
+
+    base = {name: normal(WIDTH, WIDTH, WIDTH**-0.5) for name in "qkvo"}
+    base["embed"], base["head"] = normal(VOCAB, WIDTH, 1.0), normal(VOCAB, WIDTH, WIDTH**-0.5)
+    pairs = {f"{name}_a": normal(RANK, WIDTH, WIDTH**-0.5) for name in "qkvo"}
+    pairs.update({f"{name}_b": normal(RANK, WIDTH, 0.1).t() for name in "qkvo"})
+    return base, pairs, torch.randint(0, VOCAB, (2, TOKENS + 1), generator=source)
+
+
+def loss_of(torch, base: dict, pairs: dict, ids):
+    """Cross-entropy of one causal attention block with LoRA, adapters in float32 as PEFT keeps them."""
+    functional = torch.nn.functional
+
+    def project(name: str, x):
+        low = functional.linear(functional.linear(x.to(pairs[f"{name}_a"].dtype), pairs[f"{name}_a"]), pairs[f"{name}_b"])
+        return (functional.linear(x, base[name]) + low).to(x.dtype)
+
+    def heads(x):
+        return x.view(x.shape[0], TOKENS, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+    x = functional.embedding(ids[:, :-1], base["embed"])
+    mixed = functional.scaled_dot_product_attention(*(heads(project(name, x)) for name in "qkv"), is_causal=True)
+    x = x + project("o", mixed.transpose(1, 2).reshape(x.shape))
+    logits = functional.linear(x, base["head"])
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    return functional.cross_entropy(logits.reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+
+
+def step(torch, device: str, dtype) -> dict:
+    """Forward, backward and one AdamW step: loss before and after, gradients and updates as flat float64 on the CPU."""
+    base, pairs, ids = weights(torch)
+    small = torch.float64 if dtype == torch.float64 else torch.float32
+    base = {name: weight.to(device, dtype) for name, weight in base.items()}
+    pairs = {name: weight.to(device, small).requires_grad_() for name, weight in pairs.items()}
+    ids, start = ids.to(device), flat(torch, pairs.values())
+    optimizer = torch.optim.AdamW(pairs.values(), lr=LEARNING_RATE, weight_decay=0.0)
+    loss = loss_of(torch, base, pairs, ids)
+    loss.backward()
+    gradients = flat(torch, [weight.grad for weight in pairs.values()])
+    optimizer.step()
+    with torch.no_grad():
+        after = loss_of(torch, base, pairs, ids)
+    return {"loss": loss.item(), "after": after.item(), "gradients": gradients, "update": flat(torch, pairs.values()) - start}
+
+
+def flat(torch, tensors):
+    return torch.cat([tensor.detach().cpu().double().reshape(-1) for tensor in tensors])
+
+
+def compare(torch, run: dict, reference: dict) -> dict:
+    """Relative errors of loss and gradients, and the cosine of the two updates (Adam turns tiny gradients' signs into full steps)."""
+    gradient_error = (run["gradients"] - reference["gradients"]).norm() / reference["gradients"].norm()
+    cosine = torch.nn.functional.cosine_similarity(run["update"], reference["update"], dim=0)
+    numbers = {
+        "loss": run["loss"],
+        "loss_after": run["after"],
+        "loss_error": abs(run["loss"] - reference["loss"]) / abs(reference["loss"]),
+        "gradient_error": gradient_error.item(),
+        "update_cosine": cosine.item(),
+    }
+    finite = all(math.isfinite(number) for number in numbers.values())
+    return {"finite": finite, **{name: number if math.isfinite(number) else None for name, number in numbers.items()}}
+
+
+def matmul_speed(torch, device: str, dtype) -> float:
+    """GFLOP/s of a square matrix product, best of three after a warm-up; a rough figure for comparing two dtypes."""
+    side = 512 if device == "cpu" else 2048
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        begin = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds.append(time.perf_counter() - begin)
+    return round(2 * side**3 / min(seconds[1:]) / 1e9, 1)
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    # Skips torch's own shutdown, which some broken installations do not survive.
+    os._exit(0)

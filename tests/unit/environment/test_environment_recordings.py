@@ -1,0 +1,99 @@
+"""Every recorded platform gives the verdict and the findings that its recording expects."""
+
+import json
+
+import pytest
+from recorded_probe import load_recording, recording_names
+
+from mac_lora_helpers.config import resolve
+from mac_lora_helpers.environment import check_environment
+from mac_lora_helpers.errors import CheckFailed
+
+CONTRACT = {"python", "platform", "machine", "chip", "memory_bytes", "packages", "device", "dtype", "checks", "verdict"}
+CASES = [
+    pytest.param(name, case, id=f"{name}-{'-'.join(map(str, case['config'].values())) or 'smoke'}")
+    for name in recording_names()
+    for case in load_recording(name)["expect"]
+]
+
+
+def report_of(recorded, name, config=None):
+    return check_environment(resolve(config or {}, env={}), recorded(name))
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_verdict_and_findings(recorded, name, case):
+    report = report_of(recorded, name, case["config"])
+    statuses = {check.name: check.status for check in report.checks}
+    assert report.verdict.where == case["where"], report.verdict.reasons
+    assert case["reason"] in " | ".join(report.verdict.reasons)
+    assert report.device.name == case["device"]
+    assert {key: statuses.get(key) for key in case["checks"]} == case["checks"]
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_every_finding_can_be_acted_on(recorded, name, case):
+    report = report_of(recorded, name, case["config"])
+    names = [check.name for check in report.checks]
+    assert len(names) == len(set(names))
+    for check in report.checks:
+        assert check.detail, check
+        assert bool(check.fix) == (check.status != "ok"), check
+        assert "could not be made" not in check.detail
+    assert report.verdict.reasons
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_a_failed_finding_stops_the_notebook(recorded, name, case):
+    report = report_of(recorded, name, case["config"])
+    if report.verdict.where == "unsupported" or "fail" in case["checks"].values():
+        with pytest.raises(CheckFailed) as caught:
+            report.require_trainable()
+        assert caught.value.fix
+        assert caught.value.exit_code == 1
+    else:
+        report.require_trainable()
+
+
+@pytest.mark.parametrize("name", recording_names())
+def test_recordings_say_where_they_come_from(name):
+    recording = load_recording(name)
+    assert recording["recorded"] in ("made up", "read off a machine")
+    assert recording["note"]
+    assert recording["expect"]
+
+
+@pytest.mark.parametrize("name", recording_names())
+def test_environment_json_has_the_contract_keys(recorded, name):
+    saved = json.loads(json.dumps(report_of(recorded, name).to_dict(), allow_nan=False))
+    assert set(saved) >= CONTRACT
+    assert set(saved["device"]) == set(saved["dtype"]) == {"name", "reason"}
+    assert saved["device"]["reason"]
+    assert saved["dtype"]["reason"]
+    assert all(set(check) == {"name", "status", "detail", "fix"} for check in saved["checks"])
+    assert {check["status"] for check in saved["checks"]} <= {"ok", "warn", "fail"}
+    assert saved["verdict"]["where"] in ("local", "cloud", "unsupported")
+
+
+def test_what_macs_tell(recorded):
+    m1, pro, top, rosetta, intel = (
+        report_of(recorded, name).machine for name in ("m1-8gb", "m2-pro-16gb", "m4-max-64gb", "rosetta-m1-pro", "intel-old-torch")
+    )
+    assert [machine.gpu_cores for machine in (m1, pro, top, intel)] == [7, 19, 40, None]
+    assert (rosetta.chip, rosetta.rosetta, rosetta.apple_silicon) == ("Apple M1 Pro", True, True)
+    assert (intel.rosetta, intel.intel_mac) == (False, True)
+    assert (m1.macos_version, m1.memory_bytes, m1.xcode_tools) == ("14.6.1", 8 * 1024**3, "/Library/Developer/CommandLineTools")
+    assert [row[0] for row in m1.rows()][:6] == ["Python", "System", "macOS", "Architecture", "Chip", "GPU cores"]
+
+
+def test_rosetta_says_how_to_get_out(recorded):
+    platform = next(check for check in report_of(recorded, "rosetta-m1-pro").checks if check.name == "Platform")
+    assert "arch -arm64" in platform.fix
+
+
+def test_nothing_is_asked_of_the_hub_when_nothing_is_needed(recorded):
+    probe = recorded("m2-pro-16gb")
+    check_environment(resolve({}, env={}), probe)
+    assert probe.asked_hub == []
+    check_environment(resolve({"preset": "local"}, env={}), probe)
+    assert probe.asked_hub == ["whoami", "models/Qwen/Qwen2.5-0.5B-Instruct", "datasets/HuggingFaceH4/ultrachat_200k"]
