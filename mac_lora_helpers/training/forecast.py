@@ -21,7 +21,8 @@ from typing import Any
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.training import memory
 from mac_lora_helpers.training.activations import SavedBytes, count_saved, decoder_layers, meta_model
-from mac_lora_helpers.training.targets import find_targets, linear_modules
+from mac_lora_helpers.training.recipe import lora_config
+from mac_lora_helpers.training.targets import linear_modules
 
 #: trl 1.16: tokens and vocabulary entries of a tile of the fused head; float32 tiles alive in its backward pass.
 TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
@@ -84,17 +85,13 @@ def predict_memory(config: Config, model_config: Any, lengths: Any = None, devic
         InputError: ``lora_targets`` names a module that the model does not have.
     """
     import torch
-    from peft import LoraConfig
 
     dtype = getattr(torch, config.dtype)
     rows, length = _batch_shape(config, lengths)
     base = meta_model(model_config, dtype)
-    targets = find_targets(base, config.lora_targets)
-    lora = LoraConfig(
-        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
+    lora = lora_config(config, base)
     saved = count_saved(model_config, lora, dtype, rows, length, device)
-    count = {"base": sum(p.numel() for p in base.parameters()), "adapter": _adapter_parameters(base, targets, config.lora_r)}
+    count = {"base": sum(p.numel() for p in base.parameters()), "adapter": _adapter_parameters(base, lora.target_modules, lora.r)}
     vocabulary = model_config.get_text_config().vocab_size
     parts = {
         "weights": sum(p.numel() * p.element_size() for p in base.parameters()),
@@ -113,7 +110,7 @@ def _batch_shape(config: Config, lengths: Any) -> tuple[int, int]:
     return rows, max(2, min(max(known, default=config.max_seq_length), config.max_seq_length))
 
 
-def _adapter_parameters(model: Any, targets: list[str], rank: int) -> int:
+def _adapter_parameters(model: Any, targets: set[str], rank: int) -> int:
     """rank × (inputs + outputs) for every target."""
     total = 0
     for name, module in linear_modules(model).items():

@@ -6,43 +6,19 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread only waits
 
-import random
-from types import SimpleNamespace
-
 import pytest
 from tiny import tiny_model
+from training_rows import CPU, FLOAT32, dataset, rows
 
 from mac_lora_helpers import training
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
-
-CPU = SimpleNamespace(name="cpu", reason="test")
-FLOAT32 = SimpleNamespace(name="float32", reason="test")
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """One tiny Qwen2 shared by the tests that only read it."""
     return tiny_model(tmp_path_factory.mktemp("model") / "qwen2")
-
-
-def rows(count: int, seed: int = 0, shortest: int = 8, longest: int = 24, vocabulary: int = 300):
-    """Random token rows whose first third is not trained; every row repeats one of four patterns, so it can be learned."""
-    source = random.Random(seed)
-    patterns = [[source.randrange(3, vocabulary) for _ in range(longest)] for _ in range(4)]
-    made = []
-    for index in range(count):
-        ids = patterns[index % 4][: source.randint(shortest, longest)]
-        cut = len(ids) // 3
-        made.append({"input_ids": ids, "labels": [-100] * cut + ids[cut:]})
-    return made
-
-
-def dataset(made):
-    """The rows as a ``datasets.Dataset``."""
-    from datasets import Dataset
-
-    return Dataset.from_list(made)
 
 
 @pytest.fixture

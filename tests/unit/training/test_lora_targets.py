@@ -1,0 +1,86 @@
+"""LoRA targets are found in the model, for every family of the table and for those that are not in it."""
+
+import pytest
+from tiny import SIZES, tiny_model
+from training_rows import dataset, rows
+
+from mac_lora_helpers import training
+from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.training.activations import meta_model
+from mac_lora_helpers.training.targets import FAMILIES, linear_modules
+
+QKVO = {"q_proj", "k_proj", "v_proj", "o_proj"}
+TRAINED = {
+    "llama": QKVO,
+    "qwen2": QKVO,
+    "qwen3": QKVO,
+    "mistral": QKVO,
+    "gemma": QKVO,
+    "phi": {"q_proj", "k_proj", "v_proj", "dense"},
+    "gpt2": {"c_attn", "c_proj"},
+    "gpt_neox": {"query_key_value", "dense"},
+    "bloom": {"query_key_value", "dense"},
+}
+
+
+def shape_only(family, **values):
+    import torch
+    from transformers import AutoConfig
+
+    sizes = {**SIZES, "vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return meta_model(AutoConfig.for_model(family, **sizes, **values), torch.float32)
+
+
+@pytest.mark.parametrize("family", TRAINED)
+def test_a_tiny_model_of_the_family_trains_five_steps_and_passes_the_audit(family, tmp_path, make, train):
+    folder = tiny_model(tmp_path / family, family)
+    run, config = make(model_id=str(folder), max_steps=5, learning_rate=1e-3, gradient_checkpointing=family in ("llama", "gpt2", "bloom"))
+    trainer, metrics = train(run, config, {"train": dataset(rows(10))})
+    assert set(run.read_json("train_config")["lora"]["targets"]) == TRAINED[family]
+    assert metrics["steps"] == 5
+    assert metrics["audit"]["loss_fell"] is None
+    assert all(passed for name, passed in metrics["audit"].items() if name != "loss_fell"), metrics["audit"]
+    assert metrics["trainable_parameters"] == sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert metrics["predicted_memory_parts"]["weights"] == sum(
+        p.numel() * p.element_size() for n, p in trainer.model.named_parameters() if "lora_" not in n
+    )
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_name_of_the_table_is_in_a_model_of_its_family(family):
+    values = {"attention_types": [[["global", "local"], 1]]} if family == "gpt_neo" else {}
+    model = shape_only(family, **values)
+    assert tuple(training.find_targets(model)) == FAMILIES[family], training.candidates(model)
+
+
+def test_a_family_that_is_not_in_the_table_gets_its_attention_projections():
+    assert "persimmon" not in FAMILIES
+    assert set(training.find_targets(shape_only("persimmon"))) == {"query_key_value", "dense"}
+
+
+def test_all_linear_is_every_linear_layer_but_the_head():
+    model = shape_only("qwen2")
+    assert set(training.find_targets(model, "all-linear")) == QKVO | {"gate_proj", "up_proj", "down_proj"}
+    assert not any("lm_head" in name for name in linear_modules(model))
+
+
+def test_names_may_be_the_end_of_a_path():
+    model = shape_only("gpt2")
+    assert training.find_targets(model, "attn.c_proj, c_fc") == ["attn.c_proj", "c_fc"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"), [("q_prj", "did you mean q_proj"), ("lm_head", "choose from"), ("proj", "choose from"), (",", "choose from")]
+)
+def test_a_wrong_name_lists_what_the_model_has(wanted, hint):
+    with pytest.raises(InputError) as told:
+        training.find_targets(shape_only("llama"), wanted)
+    text = str(told.value)
+    assert hint in text
+    assert all(f"{name} (2×)" in text for name in [*QKVO, "gate_proj", "up_proj", "down_proj"])
+
+
+def test_conv1d_weights_are_declared_transposed(make):
+    run, config = make()
+    assert training.lora_config(config, shape_only("gpt2")).fan_in_fan_out is True
+    assert training.lora_config(config, shape_only("qwen2")).fan_in_fan_out is False
