@@ -1,0 +1,45 @@
+"""02: sources, validation, splits, tokens with labels, and what to look at before training.
+
+The steps, in order: ``load`` → ``validate`` → ``split`` → ``load_tokenizer`` → ``encode`` → ``save``.
+Later stages call ``load_tokens``, which refuses tokens that are not the manifest's.
+"""
+
+from mac_lora_helpers.data.batches import LengthGroupedBatches, batch_sampler, batch_shapes, make_collator
+from mac_lora_helpers.data.encoding import Encoded, encode
+from mac_lora_helpers.data.lints import Lint
+from mac_lora_helpers.data.manifest import load_tokens, save
+from mac_lora_helpers.data.problems import DataError, Problem
+from mac_lora_helpers.data.sources import Source, load
+from mac_lora_helpers.data.splitting import Splits, split
+from mac_lora_helpers.data.store import Example
+from mac_lora_helpers.data.template import render_prompt
+from mac_lora_helpers.data.tokenizer import load_tokenizer
+from mac_lora_helpers.data.validation import Found, validate
+from mac_lora_helpers.data.view import TokenPiece, lengths, summary, token_view
+
+__all__ = [
+    "DataError",
+    "Encoded",
+    "Example",
+    "Found",
+    "LengthGroupedBatches",
+    "Lint",
+    "Problem",
+    "Source",
+    "Splits",
+    "TokenPiece",
+    "batch_sampler",
+    "batch_shapes",
+    "encode",
+    "lengths",
+    "load",
+    "load_tokenizer",
+    "load_tokens",
+    "make_collator",
+    "render_prompt",
+    "save",
+    "split",
+    "summary",
+    "token_view",
+    "validate",
+]

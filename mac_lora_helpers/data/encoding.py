@@ -1,0 +1,252 @@
+"""Splits → token ids and labels, made once, in batches, with the tokenizer working beside the rendering."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.data.lengths import Fitter, Ledger
+from mac_lora_helpers.data.lints import Lint, LintCounter
+from mac_lora_helpers.data.masking import Masker, Plan, Row, RowFault
+from mac_lora_helpers.data.problems import DataError, Fault, Problems
+from mac_lora_helpers.data.splitting import Splits
+from mac_lora_helpers.data.store import Example, scratch_folder
+from mac_lora_helpers.data.template import ChatTemplate, TemplateRefuses
+from mac_lora_helpers.data.tokenizer import backend, tokenizer_digest
+from mac_lora_helpers.data.tokens import TokenWriter, fingerprint, open_tokens
+from mac_lora_helpers.errors import InputError
+
+BATCH = 256
+_AHEAD = 2
+Progress = Callable[[str, int], None]
+
+
+@dataclass
+class Encoded:
+    """Tokens and labels of every split.
+
+    Attributes:
+        splits: name → ``datasets.Dataset`` with the columns input_ids and labels (-100: not trained).
+        lengths: name → tokens of each row. truncation: what the length limit did (see ``Ledger``).
+        lints: what deserves a look, each with its fix. tokens: total and supervised.
+        template_name, masking: how the answers were found. fingerprint, parts: what it is made of.
+        rejected: rows the template refused, under on_bad_rows=skip.
+    """
+
+    max_seq_length: int
+    template_name: str
+    masking: str
+    loss_on: str
+    shape: str
+    splits: dict[str, Any] = field(default_factory=dict)
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    truncation: dict[str, int] = field(default_factory=dict)
+    lints: list[Lint] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the rows, the template, the tokenizer, the length limit and the masking."""
+        return fingerprint(self.parts)
+
+
+def encode(splits: Splits, tokenizer: Any, config: Config, progress: Progress | None = None) -> Encoded:
+    """Makes tokens and labels of every split.
+
+    Args:
+        progress: called after each batch with ("rows encoded", how many so far).
+
+    Raises:
+        InputError: no chat template, one that no mask is right for, or too many answers damaged.
+        DataError: rows that the template refuses, under ``on_bad_rows=stop``.
+    """
+    run = _Encoder(splits, tokenizer, config)
+    for name, rows in splits.items():
+        run.split(name, rows, progress)
+    return run.finish()
+
+
+class _Encoder:
+    """One call of ``encode``."""
+
+    def __init__(self, splits: Splits, tokenizer: Any, config: Config) -> None:
+        self.tokenizer, self.config, self.rust = tokenizer, config, backend(tokenizer)
+        self.loss_on, note = _loss_on(splits.shape, config)
+        self.maskers: dict[bool, Masker] = {}
+        first = None if splits.shape == "text" else self.masker(False).template
+        name, masking = (first.name, first.masking) if first else ("none", "all tokens")
+        self.result = Encoded(config.max_seq_length, name, masking if self.loss_on != "all" else "all tokens", self.loss_on, splits.shape)
+        self.result.notes += [note] * bool(note) + splits.notes
+        self.fitter = Fitter(config, self._encode_one)
+        self.lints = LintCounter(tokenizer, config, splits, first)
+        self.problems = Problems()
+        self.folder = scratch_folder(self.result)
+        self.done, self.content = 0, {}
+
+    def masker(self, tools: bool) -> Masker:
+        """The masker for rows with or without tools; their templates may differ."""
+        if tools not in self.maskers:
+            self.maskers[tools] = Masker(self.tokenizer, ChatTemplate(self.tokenizer, tools))
+        return self.maskers[tools]
+
+    def split(self, name: str, rows: Any, progress: Progress | None) -> None:
+        """Encodes one split into its file."""
+        path = self.folder / f"{name}.arrow"
+        writer = TokenWriter(path, self.loss_on)
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(1) as pool:
+            for batch, plans, waiting in self._ahead(rows, pool, digest):
+                writer.add([part for made in self._rows(batch, plans, waiting.result()) for part in made])
+                self.done += len(batch)
+                if progress:
+                    progress("rows encoded", self.done)
+        writer.close()
+        self.content[name] = digest.hexdigest()
+        result = self.result
+        result.files[name], result.splits[name], result.lengths[name] = path, open_tokens(path), writer.all_lengths()
+        result.parts.setdefault("tokens", {})[name] = writer.digest()
+        total = result.tokens.setdefault("total", 0), result.tokens.setdefault("supervised", 0)
+        result.tokens = {"total": total[0] + int(writer.all_lengths().sum()), "supervised": total[1] + writer.supervised}
+
+    def _ahead(self, rows: Any, pool: ThreadPoolExecutor, digest: Any) -> Iterator[tuple[list[Example], list[Plan | None], Future]]:
+        """Batches whose tokens are being made while the next ones are rendered."""
+        queue: deque[tuple[list[Example], list[Plan | None], Future]] = deque()
+        stream = iter(rows)
+        while batch := list(islice(stream, BATCH)):
+            for example in batch:
+                digest.update(example.line())
+            plans = self._plans(batch)
+            queue.append((batch, plans, pool.submit(self._tokens, [plan.text for plan in plans if plan])))
+            if len(queue) > _AHEAD:
+                yield queue.popleft()
+        yield from queue
+
+    def _tokens(self, texts: list[str]) -> list[Any]:
+        return self.rust.encode_batch(texts, add_special_tokens=self.result.shape == "text")
+
+    def _plans(self, batch: list[Example]) -> list[Plan | None]:
+        if self.result.shape == "text":
+            return [Plan(text_once(example.text or "", self.tokenizer), []) for example in batch]
+        if not any(example.tools for example in batch):
+            try:
+                return self.masker(False).plans([example.messages for example in batch])
+            except TemplateRefuses:
+                pass  # one row of the batch; find it
+        return [self._one_plan(example) for example in batch]
+
+    def _one_plan(self, example: Example) -> Plan | None:
+        try:
+            return self.masker(bool(example.tools)).plans([example.messages], example.tools)[0]
+        except TemplateRefuses:
+            return None
+
+    def _rows(self, batch: list[Example], plans: list[Plan | None], encodings: list[Any]) -> Iterator[list[Row]]:
+        """The final rows of each example."""
+        ready = iter(encodings)
+        for example, plan in zip(batch, plans, strict=True):
+            encoding = next(ready) if plan else None
+            try:
+                made = self._text_row(encoding) if example.text is not None else self._chat_rows(example, plan, encoding)
+            except RowFault as error:
+                self._refuse(error.fault, example)
+                continue
+            self.lints.row(example, made, plan)
+            yield [part for row in made for part in self.fitter.fit(row, example.messages, example.tools)]
+
+    def _text_row(self, encoding: Any) -> list[Row]:
+        ids = with_one_eos(encoding.ids, self.tokenizer)
+        return [Row(ids, [(0, len(ids))])]
+
+    def _chat_rows(self, example: Example, plan: Plan | None, encoding: Any) -> list[Row]:
+        masker = self.masker(bool(example.tools))
+        row = masker.trace(plan, encoding) if plan else None
+        if row is not None:
+            return [row]
+        return self._exact(masker, example.messages or [], example.tools)
+
+    def _exact(self, masker: Masker, messages: Any, tools: Any) -> list[Row]:
+        try:
+            return masker.exact(messages, tools)
+        except TemplateRefuses as error:
+            raise RowFault(Fault("template_refuses", "messages", f"the chat template refuses it: {error}")) from None
+
+    def _encode_one(self, messages: Any, tools: Any) -> list[Row]:
+        masker = self.masker(bool(tools))
+        plan = masker.plans([messages], tools)[0]
+        row = masker.trace(plan, masker.encode([plan.text])[0]) if plan else None
+        return [row] if row else masker.exact(messages, tools)
+
+    def _refuse(self, fault: Fault, example: Example) -> None:
+        self.problems.add(fault, example.where)
+        told = {"kind": fault.kind, "field": fault.field, "what": fault.what}
+        self.result.rejected.append({"where": example.where, "problems": [told], "row": example.to_dict()})
+
+    def finish(self) -> Encoded:
+        """Checks of the whole, and the fingerprint."""
+        result, config, ledger = self.result, self.config, self.fitter.ledger
+        if self.problems.errors and config.on_bad_rows == "stop":
+            raise DataError.of(f"the chat template refuses {len(result.rejected):,} rows", self.problems, "or on_bad_rows=skip")
+        ledger.check(config)
+        _refuse_empty(result, ledger, config)
+        result.truncation = ledger.to_dict()
+        result.lints = self.lints.finish()
+        result.parts |= {
+            "content": self.content,
+            "template": {str(tools): hashlib.sha256(m.template.text.encode()).hexdigest() for tools, m in self.maskers.items()},
+            "tokenizer": tokenizer_digest(self.tokenizer),
+            "max_seq_length": config.max_seq_length,
+            "masking": [result.masking, self.loss_on, config.on_long],
+        }
+        return result
+
+
+def _loss_on(shape: str, config: Config) -> tuple[str, str]:
+    """What is trained, and what to say about it; plain text has no answers to pick out."""
+    if shape != "text" or config.loss_on == "all":
+        return config.loss_on, ""
+    if config.source_of("loss_on") in ("parameter", "environment", "form"):
+        raise InputError(
+            f"loss_on={config.loss_on} needs conversations, but the rows are plain text without turns",
+            where="parameter loss_on",
+            fix="loss_on=all, or data with messages",
+        )
+    return "all", "the rows are plain text without turns, so every token is trained, the EOS at the end included"
+
+
+def _refuse_empty(result: Encoded, ledger: Ledger, config: Config) -> None:
+    for name in ("train", "test"):
+        if len(result.lengths.get(name, ())) == 0:
+            raise InputError(
+                f"no {name} row is left: {ledger.dropped} were dropped because no answer fits into max_seq_length={config.max_seq_length}",
+                where="parameter max_seq_length",
+                fix=f"max_seq_length={max(ledger.needed, default=config.max_seq_length)} would keep every row's first answer",
+            )
+
+
+def text_once(text: str, tokenizer: Any) -> str:
+    """The text without an EOS of its own at the end, nor white space behind one, nor a BOS that comes again."""
+    eos, bos = tokenizer.eos_token, tokenizer.bos_token
+    while eos and text.rstrip().endswith(eos):
+        text = text.rstrip().removesuffix(eos)
+    if bos and text.startswith(bos) and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]:
+        text = text.removeprefix(bos)
+    return text
+
+
+def with_one_eos(ids: list[int], tokenizer: Any) -> list[int]:
+    """The ids with the EOS at the end exactly once."""
+    eos = tokenizer.eos_token_id
+    return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
