@@ -43,8 +43,13 @@ class Card:
     text: str
     missing: list[str]
 
+    @property
+    def body(self) -> str:
+        """The Markdown below the metadata."""
+        return self.text.split("\n---\n", 1)[-1].lstrip("\n")
+
     def _repr_markdown_(self) -> str:
-        return self.text.split("\n---\n", 1)[-1]
+        return self.body
 
 
 def write_card(run: RunDir, config: Config) -> Card:
@@ -177,9 +182,9 @@ def _card_values(found: Mapping[str, Any], config: Config, base: Base, kinds: li
         "data": card_rows.data_rows(found, saved),
         "recipe": card_rows.recipe_rows(found, saved),
         "scores": scores,
+        "findings": [str(finding) for finding in metrics.get("findings", [])],
         "intervals": intervals,
         "examples": metrics.get("examples", "?"),
-        "decoding": metrics.get("decoding", ""),
         "verdict": metrics["verdict"] if isinstance(metrics.get("verdict"), str) else "",
         "equivalence": [card_rows.equivalence_row(item) for item in found.get("equivalence", {}).get("artefacts", [])],
         "versions": card_rows.versions(found),

@@ -14,7 +14,7 @@ from typing import Any
 from mac_lora_helpers.config import EMBEDDED
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mac-lora-helpers")
-_METRICS = {"loss": "loss", "perplexity": "perplexity", "exact_match": "exact match"}
+_FIRST = ("loss", "perplexity", "exact_match")
 _RECIPE = {
     "lora_r": "LoRA rank r",
     "lora_alpha": "LoRA alpha",
@@ -84,30 +84,39 @@ def recipe_rows(found: Mapping[str, Any], saved: Mapping[str, Any]) -> list[tupl
 
 
 def scores(metrics: Mapping[str, Any]) -> tuple[list[dict[str, str]], bool]:
-    """Rows of the base-against-tuned table, and whether intervals were recorded."""
-    rows, any_interval = [], False
+    """Rows of the base-against-tuned table, and whether intervals were recorded; a measure that does not apply is left out."""
     base, tuned = metrics.get("base", {}), metrics.get("tuned", {})
-    for name, text in _METRICS.items():
-        if name not in base or name not in tuned:
-            continue
-        difference, interval = _difference(metrics, name)
-        any_interval |= bool(interval)
-        show = _percent if name == "exact_match" else _number
-        rows.append(
-            {"name": text, "base": show(base[name]), "tuned": show(tuned[name]), "difference": _signed(show, difference) + interval}
-        )
-    return rows, any_interval
+    names = [
+        name for name in base if name != "tokens" and isinstance(base[name], (int, float)) and isinstance(tuned.get(name), (int, float))
+    ]
+    known = {name: _difference(metrics, name) for name in names}
+    rows = [
+        {
+            "name": name.replace("_", " "),
+            "base": _show(name)(base[name]),
+            "tuned": _show(name)(tuned[name]),
+            "difference": _signed(_show(name), known[name]["value"]) + known[name]["interval"],
+            "verdict": known[name]["verdict"],
+        }
+        for name in sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+    ]
+    return rows, any(item["interval"] for item in known.values())
 
 
-def _difference(metrics: Mapping[str, Any], name: str) -> tuple[float | None, str]:
-    """Tuned minus base, and the interval as text where one was recorded (``difference.<metric>.{low, high}``)."""
-    record = metrics.get("difference", {}).get(name, {}) if isinstance(metrics.get("difference"), dict) else {}
-    base, tuned = metrics["base"][name], metrics["tuned"][name]
-    value = None if base is None or tuned is None else tuned - base
-    if not isinstance(record, dict) or record.get("low") is None or record.get("high") is None:
-        return value, ""
-    show = _percent if name == "exact_match" else _number
-    return record.get("difference", value), f" ({_signed(show, record['low'])} to {_signed(show, record['high'])})"
+def _difference(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Tuned minus base, the recorded 95 % interval as text and the verdict in words, the last two empty where none was recorded."""
+    recorded = metrics.get("difference")
+    record = recorded.get(name) if isinstance(recorded, Mapping) else None
+    value = {"value": metrics["tuned"][name] - metrics["base"][name], "interval": "", "verdict": ""}
+    if not isinstance(record, Mapping) or record.get("low") is None or record.get("high") is None:
+        return value
+    low, high = (_signed(_show(name), record[end]) for end in ("low", "high"))
+    return {"value": record.get("value", value["value"]), "interval": f" ({low} to {high})", "verdict": record.get("verdict", "")}
+
+
+def _show(name: str) -> Callable[[Any], str]:
+    """Losses are numbers, everything else is a share."""
+    return _number if name in _FIRST[:2] else _percent
 
 
 def _signed(show: Callable[[Any], str], value: Any) -> str:
@@ -160,7 +169,7 @@ def _pairs(values: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not _is_number(value):
         return "–" if value is None else str(value)
     if not math.isfinite(value):
         return "not finite"
@@ -169,4 +178,8 @@ def _number(value: Any) -> str:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) and not isinstance(value, bool) else "–"
+    return f"{100 * value:.1f} %" if _is_number(value) else "–"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

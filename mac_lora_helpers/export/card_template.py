@@ -35,16 +35,17 @@ Not recorded: neither `train_config.json` nor `train_metrics.json` was there whe
 {% endif %}
 ## Base against tuned
 {% if scores %}
-Measured on {{ examples }} held-out examples that were not trained on{{ ', answers generated ' + decoding if decoding else '' }}.
+Measured on {{ examples }} held-out examples that were not trained on.
 
-| | base | tuned | {{ 'difference (95 % interval)' if intervals else 'difference' }} |
-|---|---|---|---|
-{% for row in scores %}| {{ row.name }} | {{ row.base }} | {{ row.tuned }} | {{ row.difference }} |
+| | base | tuned | {{ 'difference (95 % interval)' if intervals else 'difference' }} | |
+|---|---|---|---|---|
+{% for row in scores %}| {{ row.name }} | {{ row.base }} | {{ row.tuned }} | {{ row.difference }} | {{ row.verdict }} |
 {% endfor %}{% if not intervals %}
 No intervals were recorded: a small difference on few examples may be chance.
 {% endif %}{% if verdict %}
 {{ verdict }}
-{% endif %}{% else %}
+{% endif %}{% for finding in findings %}
+- {{ finding }}{% endfor %}{% else %}
 Not measured: `eval/metrics.json` was not there when this card was written.
 {% endif %}
 ## Do the exported files say the same?

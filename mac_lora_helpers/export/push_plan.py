@@ -1,0 +1,207 @@
+"""The plan of a push: who, where, which files. Made before anything is sent; without a login or a network too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.export.card import NOBODY, kinds_of, repo_name, write_card
+from mac_lora_helpers.export.push_errors import HubError, call, no_login, within
+from mac_lora_helpers.export.push_files import Upload, collect
+
+#: Seconds that a question to the Hub may take.
+PATIENCE = 20.0
+_MAY_WRITE = ("admin", "write", "contributor")
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose token this is. ``orgs``: organisation → role there. ``token``: whoami's record of the token."""
+
+    name: str
+    orgs: dict[str, str]
+    token: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, whoami: Mapping[str, Any]) -> Account:
+        orgs = {org["name"]: org.get("roleInOrg", "") for org in whoami.get("orgs", [])}
+        return cls(whoami["name"], orgs, whoami.get("auth", {}).get("accessToken", {}))
+
+    def may_write(self, repo_id: str) -> bool | None:
+        """Whether the token may write to a repository; None where whoami does not tell."""
+        namespace, role = repo_id.split("/")[0], self.token.get("role")
+        if namespace != self.name and namespace not in self.orgs:
+            return False
+        if role == "read":
+            return False
+        if role == "fineGrained":
+            return self._scoped(repo_id, namespace)
+        if namespace == self.name:
+            return True if role == "write" else None
+        return self.orgs[namespace] in _MAY_WRITE if self.orgs[namespace] else None
+
+    def _scoped(self, repo_id: str, namespace: str) -> bool:
+        scopes = self.token.get("fineGrained", {}).get("scoped", [])
+        named = [scope for scope in scopes if scope.get("entity", {}).get("name") in (namespace, repo_id)]
+        return any("repo.write" in scope.get("permissions", []) for scope in named)
+
+
+@dataclass
+class PushPlan:
+    """What a push would do.
+
+    Attributes:
+        repo_id: user/name; the name alone while nobody is logged in.
+        private: visibility of the repository after the push.
+        dry_run: nothing will be sent.
+        who: the login's name; None if there is none or the Hub could not be asked. logged_in: whether there is a token.
+        exists: whether the repository is there; None: not known.
+        uploads: what would be sent. left_out: (path, reason).
+        problems: each of them stops the push. notes: worth knowing.
+        url: where it will be; empty while the user is not known.
+    """
+
+    repo_id: str
+    private: bool
+    dry_run: bool
+    who: str | None = None
+    logged_in: bool = False
+    exists: bool | None = None
+    uploads: list[Upload] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def files(self) -> list[dict[str, Any]]:
+        """``path``, ``bytes`` and ``sha256`` of every file."""
+        return [{"path": upload.path, "bytes": upload.bytes, "sha256": upload.sha256} for upload in self.uploads]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(upload.bytes for upload in self.uploads)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, value) for a table."""
+        state = {True: "exists", False: "will be made", None: "not looked up"}[self.exists]
+        rows = [
+            ("mode", "dry run: nothing is sent" if self.dry_run else "push"),
+            ("you", self.who or ("not known: the Hub was not asked" if self.logged_in else "no login found (`hf auth login`)")),
+            ("repository", f"{self.repo_id} ({state})"),
+            ("visibility", "private" if self.private else "public"),
+            ("files", f"{len(self.uploads)} files, {self.total_bytes:,} bytes"),
+        ]
+        rows += [("left out", f"{path}: {reason}") for path, reason in self.left_out]
+        rows += [("note", note) for note in self.notes]
+        return [*rows, *(("problem", problem) for problem in self.problems)]
+
+
+def plan_push(run: RunDir, config: Config) -> PushPlan:
+    """Collects and checks what a push would send, and asks the Hub who is asking and whether they may.
+
+    A dry run needs neither login nor network: what could not be found out is a note. A push needs both.
+
+    Raises:
+        MissingArtifact: something to be sent was not made yet. InputError: ``repo_id`` or ``push_artifacts`` cannot be.
+        HubError: a real push, and the Hub refuses or cannot be reached.
+    """
+    kinds, name = kinds_of(config), repo_name(config)
+    if config.push and not config.repo_id.strip():
+        raise InputError("a push needs a name for the repository", where="parameter repo_id", fix=f"for example repo_id = {name!r}")
+    plan = PushPlan(_checked(name), config.private, dry_run=not config.push)
+    account = _account(plan)
+    if account is not None:
+        _place(plan, account)
+    if not run.has("card"):
+        write_card(run, config)
+    _name_in_card(run, plan)
+    listing = collect(run, config, kinds)
+    plan.uploads, plan.left_out = listing.uploads, listing.left_out
+    plan.problems += listing.problems
+    return plan
+
+
+def _checked(name: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"repo_id cannot be {name!r}: {error}", where="parameter repo_id", fix="use name or user/name with letters, digits, - _ ."
+        ) from None
+    return name
+
+
+def _account(plan: PushPlan) -> Account | None:
+    """Whose login this is. In a dry run a failure is a note, else it is raised."""
+    from huggingface_hub import HfApi, get_token
+
+    if get_token() is None:
+        if not plan.dry_run:
+            raise no_login()
+        plan.notes.append("No Hub login was found: a push would need `hf auth login`. The plan was made without asking the Hub.")
+        return None
+    plan.logged_in = True
+    waits = () if plan.dry_run else None
+    try:
+        return Account.of(within(PATIENCE, lambda: call(plan.repo_id, HfApi().whoami, waits=waits), plan.repo_id))
+    except HubError as error:
+        if not plan.dry_run:
+            raise
+        plan.notes.append(f"The Hub was not asked: {error.what} To do: {error.fix}")
+        return None
+
+
+def _place(plan: PushPlan, account: Account) -> None:
+    """Fills in the user's name, whether they may write there, and what is there already."""
+    from huggingface_hub import constants
+
+    plan.who = account.name
+    if "/" not in plan.repo_id:
+        plan.repo_id = _checked(f"{account.name}/{plan.repo_id}")
+    plan.url = f"{constants.ENDPOINT}/{plan.repo_id}"
+    allowed = account.may_write(plan.repo_id)
+    if allowed is False:
+        plan.problems.append(f"{plan.repo_id}: the login {account.name} may not write there, or its token is for reading only")
+    elif allowed is None:
+        plan.notes.append("Whether this token may write is not known before the push.")
+    _look_up(plan)
+
+
+def _look_up(plan: PushPlan) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        info = within(PATIENCE, lambda: call(plan.repo_id, HfApi().model_info, plan.repo_id, timeout=PATIENCE), plan.repo_id)
+    except HubError as error:
+        if error.status == 404:
+            plan.exists = False
+            return
+        if not plan.dry_run:
+            raise
+        plan.notes.append(f"Whether the repository exists was not found out: {error.what}")
+        return
+    plan.exists = True
+    if not info.private and plan.private:
+        plan.problems.append(
+            f"{plan.repo_id} exists and is public; set private = False if everybody may see this, or choose another repo_id"
+        )
+    elif info.private and not plan.private:
+        plan.notes.append("The repository is private and will be made public, because private = False.")
+
+
+def _name_in_card(run: RunDir, plan: PushPlan) -> None:
+    """Puts the repository's full name into the card, which was written before the user was known."""
+    if "/" not in plan.repo_id:
+        return
+    text = run.need("card").read_text(encoding="utf-8")
+    name = plan.repo_id.split("/")[-1]
+    if f"{NOBODY}/{name}" in text:
+        run.write_text("card", text.replace(f"{NOBODY}/{name}", plan.repo_id))
