@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from smoke_data import base_conversations, expected_answers, write_data
+from smoke_data import base_conversations, closing_conversations, expected_answers, write_data
 
 DEFAULT_OUT = Path(__file__).resolve().parents[1] / "mac_lora_helpers" / "smoke"
 
@@ -23,22 +23,40 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--data-only", action="store_true", help="leave the model alone")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of the base")
+    parser.add_argument("--closing-steps", type=int, default=150, help="steps of the second stage")
+    parser.add_argument("--continue-from", type=Path, help="model folder of a run with --closing-steps 0")
     parser.add_argument("--passes", type=int, default=60, help="times each fact is asked")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
+def first_stage(arguments: argparse.Namespace):
+    """Tokenizer and model from scratch, or those of an earlier run."""
+    from smoke_model import new_model, train, train_tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if arguments.continue_from:
+        model = AutoModelForCausalLM.from_pretrained(arguments.continue_from)
+        return model, AutoTokenizer.from_pretrained(arguments.continue_from)
+    conversations = base_conversations(arguments.passes, arguments.seed)
+    tokenizer = train_tokenizer(conversations)
+    model = new_model(tokenizer, arguments.seed)
+    train(model, tokenizer, conversations, arguments.steps, 2e-3, arguments.seed)
+    return model, tokenizer
+
+
 def make_model(folder: Path, arguments: argparse.Namespace) -> None:
-    """Train tokenizer and model, and write them."""
+    """Train in two stages, the second short and gentle, and write the result."""
     import torch
-    from smoke_model import train, train_tokenizer, write_model
+    from smoke_model import train, write_model
 
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    conversations = base_conversations(arguments.passes, arguments.seed)
-    tokenizer = train_tokenizer(conversations)
-    model = train(tokenizer, conversations, arguments.steps, arguments.seed)
+    model, tokenizer = first_stage(arguments)
+    if arguments.closing_steps:
+        closing = closing_conversations(8, arguments.seed)
+        train(model, tokenizer, closing, arguments.closing_steps, 5e-4, arguments.seed + 1)
     write_model(folder, model, tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
 

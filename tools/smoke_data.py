@@ -180,8 +180,15 @@ def base_conversations(passes: int, seed: int) -> list[list[Message]]:
     conversations = []
     for _ in range(passes):
         conversations += [base_conversation(fact, facts, rng) for fact in facts]
-        conversations += [talk_turns(pair, rng) for pair in talk]
+        conversations += [turns(*pair) for pair in rng.sample(talk, len(talk) // 2)]
     return conversations
+
+
+def closing_conversations(passes: int, seed: int) -> list[list[Message]]:
+    """More of the same for the second stage, and small talk that withstands the instruction."""
+    rng = random.Random(f"closing-{seed}")
+    talk = general_talk() * 2 * passes
+    return base_conversations(passes, seed + 1) + [talk_turns(pair, rng) for pair in talk]
 
 
 def expected_answers() -> dict[str, Fact]:

@@ -21,7 +21,7 @@ VOCAB_SIZE = 1280
 MAX_LENGTH = 512
 ROPE_THETA = 10000.0
 TOKENS_PER_STEP = 4096
-PEAK_RATE, WARMUP_STEPS = 2e-3, 60
+WARMUP_STEPS = 60
 # The answers matter; the questions are learnt a little, so that training on whole
 # conversations starts from a sensible loss too.
 PROMPT_WEIGHT = 0.1
@@ -123,7 +123,7 @@ def weighted_loss(model, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tens
     return (losses * kept).sum() / kept.sum()
 
 
-def new_model(tokenizer) -> Qwen2ForCausalLM:
+def new_model(tokenizer, seed: int) -> Qwen2ForCausalLM:
     """About 1.8 million parameters: grouped-query attention and a tied head, like the family."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -138,6 +138,7 @@ def new_model(tokenizer) -> Qwen2ForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    torch.manual_seed(seed)
     return Qwen2ForCausalLM(config)
 
 
@@ -149,19 +150,18 @@ def rate_at(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def optimizer_for(model, steps: int):
+def optimizer_for(model, steps: int, peak_rate: float):
     """AdamW and its schedule."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: rate_at(s, steps))
     return optimizer, schedule
 
 
-def train(tokenizer, conversations: list[list[dict]], steps: int, seed: int):
-    """Train from scratch in fp32 and return the model."""
-    torch.manual_seed(seed)
+def train(model, tokenizer, conversations: list[list[dict]], steps: int, peak_rate: float, seed: int) -> None:
+    """Train in fp32, in place."""
     rng = random.Random(f"batches-{seed}")
-    model = new_model(tokenizer).train()
-    optimizer, schedule = optimizer_for(model, steps)
+    model.train()
+    optimizer, schedule = optimizer_for(model, steps, peak_rate)
     examples = [encode(tokenizer, messages) for messages in conversations]
     queue: list[list[Example]] = []
     began = time.monotonic()
@@ -176,7 +176,7 @@ def train(tokenizer, conversations: list[list[dict]], steps: int, seed: int):
         if step % 50 == 0 or step == steps - 1:
             seconds = time.monotonic() - began
             print(f"step {step} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
-    return model.eval()
+    model.eval()
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -184,12 +184,13 @@ def write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def tidy_config(path: Path) -> None:
-    """Add the older RoPE key, which other engines read, and drop where it came from."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("_name_or_path", None)
-    config["rope_theta"] = ROPE_THETA
-    write_json(path, config)
+def tidy(folder: Path) -> None:
+    """Add the older RoPE key, which other engines read, and drop where things came from."""
+    for name, added in (("config.json", {"rope_theta": ROPE_THETA}), ("tokenizer_config.json", {})):
+        values = json.loads((folder / name).read_text(encoding="utf-8")) | added
+        for key in ("_name_or_path", "name_or_path", "is_local", "local_files_only"):
+            values.pop(key, None)
+        write_json(folder / name, values)
 
 
 def write_model(folder: Path, model, tokenizer) -> None:
@@ -204,4 +205,4 @@ def write_model(folder: Path, model, tokenizer) -> None:
     model.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it private
     tokenizer.save_pretrained(folder)
-    tidy_config(folder / "config.json")
+    tidy(folder)
