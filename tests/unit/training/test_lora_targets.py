@@ -81,6 +81,6 @@ def test_a_wrong_name_lists_what_the_model_has(wanted, hint):
 
 
 def test_conv1d_weights_are_declared_transposed(make):
-    run, config = make()
+    _, config = make()
     assert training.lora_config(config, shape_only("gpt2")).fan_in_fan_out is True
     assert training.lora_config(config, shape_only("qwen2")).fan_in_fan_out is False

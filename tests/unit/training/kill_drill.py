@@ -1,0 +1,81 @@
+"""Trains in forked children and kills them with SIGKILL at random moments until one lives to the end.
+
+Arguments: a resolved config (JSON), the training rows (JSON), how many children to kill.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+
+import torch
+from tiny import tiny_tokenizer
+from training_rows import CPU, FLOAT32, dataset
+
+import mac_lora_helpers.training.sft  # noqa: F401  (imported once, before the forks)
+from mac_lora_helpers import training
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import resolve
+
+
+def train(config, rows):
+    run = RunDir(config.out_dir)
+    model = training.load_model(config, CPU, FLOAT32)
+    lora, args = training.lora_config(config, model), training.sft_config(config, run, CPU, FLOAT32)
+    trainer = training.build_trainer(model, tiny_tokenizer(), {"train": dataset(rows)}, lora, args, run, config)
+    result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
+    training.save_adapter(trainer, run, config)
+    training.finish(trainer, result, run, config)
+
+
+def child(config, rows):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            train(config, rows)
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+            os._exit(1)
+    return pid
+
+
+def moments(config, kills):
+    """Waits until the log shows a random step, then a random fraction of a step; spread over the training."""
+    source = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    steps = sorted(source.randint(0, config.max_steps) for _ in range(kills))
+    return [(step, source.uniform(0, 0.08)) for step in steps]
+
+
+def main():
+    torch.set_num_threads(1)
+    config = resolve(json.loads(Path(sys.argv[1]).read_text()), env={})
+    rows, kills = json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3])
+    log = Path(config.out_dir) / "train_log.jsonl"
+    import mac_lora_helpers.training.log as log_module
+
+    log_module.WRITE_EVERY = 0.0
+    for step, wait in moments(config, kills):
+        log.unlink(missing_ok=True)
+        pid = child(config, rows)
+        while os.waitpid(pid, os.WNOHANG) == (0, 0):
+            if step == 0 or (log.exists() and len(log.read_text().splitlines()) >= step):
+                time.sleep(wait)
+                os.kill(pid, signal.SIGKILL)
+                _, status = os.waitpid(pid, 0)
+                if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
+                    print(f"killed near step {step}", flush=True)
+                break
+            time.sleep(0.002)
+    _, status = os.waitpid(child(config, rows), 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
