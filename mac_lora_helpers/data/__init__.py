@@ -9,6 +9,7 @@ from mac_lora_helpers.data.encoding import Encoded, encode
 from mac_lora_helpers.data.lints import Lint
 from mac_lora_helpers.data.manifest import load_tokens, save
 from mac_lora_helpers.data.problems import DataError, Problem
+from mac_lora_helpers.data.rows import split_rows, token_counts
 from mac_lora_helpers.data.sources import Source, load
 from mac_lora_helpers.data.splitting import Splits, split
 from mac_lora_helpers.data.store import Example
@@ -39,7 +40,9 @@ __all__ = [
     "render_prompt",
     "save",
     "split",
+    "split_rows",
     "summary",
+    "token_counts",
     "token_view",
     "validate",
 ]

@@ -5,7 +5,7 @@ Plain data goes in; a table, a figure or a form comes out. Nothing here trains, 
 
 from mac_lora_helpers.ui.figures import LiveLoss, comparison_figure, data_figure, equivalence_figure, loss_figure
 from mac_lora_helpers.ui.form import config_form
-from mac_lora_helpers.ui.tables import Table, answers_table, checks_table, config_table, files_table, passed_table
+from mac_lora_helpers.ui.tables import Table, answers_table, audit_table, checks_table, config_table, files_table, size, training_table
 from mac_lora_helpers.ui.tokens import TokenView
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Table",
     "TokenView",
     "answers_table",
+    "audit_table",
     "checks_table",
     "comparison_figure",
     "config_form",
@@ -21,5 +22,6 @@ __all__ = [
     "equivalence_figure",
     "files_table",
     "loss_figure",
-    "passed_table",
+    "size",
+    "training_table",
 ]

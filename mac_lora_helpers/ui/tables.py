@@ -36,6 +36,12 @@ class Table:
         self.rows = [[_text(value) for value in row] for row in rows]
         self.title, self.note = title, note
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], title: str = "", note: str = "") -> Table:
+        """A table of dictionaries with the same keys; the keys are the heads."""
+        columns = list(rows[0]) if rows else []
+        return cls(columns, [[row[name] for name in columns] for row in rows], title, note)
+
     def __repr__(self) -> str:
         lines = [[MARKS.get(value, (value, ""))[0].replace("\n", " ⏎ ") for value in row] for row in self.rows]
         widths = [min(60, max(len(row[i]) for row in [self.columns, *lines])) for i in range(len(self.columns))]
@@ -97,7 +103,7 @@ def checks_table(checks: Iterable[Any]) -> Table:
 def passed_table(rows: Iterable[tuple[str, bool | None, str]], title: str = "") -> Table:
     """What success looks like: (statement, whether it held or None, the evidence)."""
     words = {True: "passed", False: "failed", None: "not checked"}
-    return Table(["what success looks like", "result", "evidence"], [(name, words[held], why) for name, held, why in rows], title)
+    return Table(["what success looks like", "result", "check"], [(name, words[held], why) for name, held, why in rows], title)
 
 
 def answers_table(answers: Sequence[Mapping[str, Any]], limit: int = 8) -> Table:
@@ -114,3 +120,45 @@ def files_table(files: Iterable[Mapping[str, Any]], title: str = "") -> Table:
     """Files with their size and the start of their digest."""
     rows = [(f["path"], size(f["bytes"]), f["sha256"][:12]) for f in files]
     return Table(["file", "size", "sha256 starts"], rows, title)
+
+
+#: Key of ``train_metrics.json`` → what it means.
+TRAINING = {
+    "steps": "optimizer steps done",
+    "first_loss": "mean loss of the first steps (nats per trained token)",
+    "last_loss": "mean loss of the last steps",
+    "valid_loss_base": "loss on validation rows, adapter off",
+    "valid_loss_tuned": "loss on validation rows, adapter on",
+    "trainable_parameters": "numbers in the adapter; all others are frozen",
+    "tokens": "tokens read, padding apart",
+    "tokens_per_second": "over the whole training",
+    "seconds": "time in training",
+}
+
+#: Key of the audit → what a learner would say.
+AUDIT = {
+    "loss_fell": "the loss on rows it trained on is lower with the adapter than without",
+    "finite": "every number of the saved adapter is finite",
+    "lora_b_nonzero": "every adapted layer was trained (lora_B starts at zero)",
+    "logits_changed": "the adapter, read back from disk, changes what the model says",
+    "saved_equals_trained": "the adapter on disk gives the logits of the trained model",
+    "length_as_asked": "no row was longer than max_seq_length, and the trainer used that length",
+    "dtype_as_asked": "the base model was in the number format asked for",
+    "batches_equal_data": "every batch held tokens and labels of notebook 02, unchanged",
+}
+
+
+def training_table(metrics: Mapping[str, Any]) -> Table:
+    """The figures of ``train_metrics.json``, predicted beside measured memory last."""
+    rows = [(name, metrics[name], meaning) for name, meaning in TRAINING.items() if metrics.get(name) is not None]
+    predicted, measured = metrics["predicted_memory_bytes"], metrics["peak_memory_bytes"]
+    rows += [
+        ("memory predicted", size(predicted), "peak, from the model's shape alone"),
+        ("memory measured", size(measured), "peak, during the run"),
+    ]
+    return Table(["what", "value", "meaning"], rows)
+
+
+def audit_table(audit: Mapping[str, bool | None]) -> Table:
+    """The audit's checks in words; ``None`` was not judged, for example after very few steps."""
+    return passed_table([(AUDIT.get(name, name), held, name) for name, held in audit.items()])

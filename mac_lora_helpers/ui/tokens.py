@@ -11,18 +11,16 @@ _STYLES = {
     "trained": "background:rgba(0,114,178,.28);border-bottom:2px solid #0072b2",
     "context": "background:rgba(128,128,128,.13);border-bottom:2px solid transparent",
     "special": "background:rgba(230,159,0,.25);border-bottom:2px dotted #b36b00",
-    "special trained": "background:rgba(230,159,0,.25);border-bottom:2px solid #0072b2",
 }
 _MEANING = {
     "trained": "trained: the loss counts it",
     "context": "context: read, not trained",
     "special": "special token, not trained",
-    "special trained": "special token, trained",
 }
 
 
 class TokenView:
-    """Shows token pieces; each has ``text``, ``kind`` (trained, context, special, special trained) and ``id``.
+    """Shows token pieces; each has ``text``, ``kind`` (trained, context, special) and ``id``.
 
     Args:
         pieces: the tokens of one row, in order.
@@ -33,7 +31,7 @@ class TokenView:
         self.pieces, self.title = list(pieces), title
 
     def __repr__(self) -> str:
-        text = "".join(f"[{p.text}]" if "trained" in p.kind else p.text for p in self.pieces)
+        text = "".join(f"[{p.text}]" if p.kind == "trained" else p.text for p in self.pieces)
         return f"{self.title}\n{text}\n[…] = trained"
 
     def _repr_html_(self) -> str:
