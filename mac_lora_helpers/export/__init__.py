@@ -13,6 +13,13 @@ from typing import Any
 _HOMES = {
     "merge": "merge_adapter",
     "MergeReport": "merge_adapter",
+    "write_gguf": "gguf_export",
+    "GgufFile": "gguf_file",
+    "write_mlx": "mlx_export",
+    "MlxReport": "mlx_export",
+    "mlx_to_peft": "mlx_adapter",
+    "check_equivalence": "equivalence",
+    "EquivalenceReport": "equivalence",
     "write_card": "card",
     "plan_push": "push_plan",
     "PushPlan": "push_plan",

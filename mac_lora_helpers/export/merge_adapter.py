@@ -100,15 +100,20 @@ def merge(run: RunDir, config: Config) -> MergeReport:
 
 def probe_rows(run: RunDir, tokenizer: Any) -> list[list[int]]:
     """Token ids of the first held-out rows, cut to a probe's length."""
-    rows = run.read_lines("test")[:_PROBE_ROWS]
-    ids = []
-    for row in rows:
-        if "messages" in row:
-            encoded = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True, tools=row.get("tools"))
-            ids.append(list(encoded["input_ids"])[:_PROBE_LENGTH])
-        else:
-            ids.append(list(tokenizer(row["text"]).input_ids)[:_PROBE_LENGTH])
+    ids = [_row_ids(row, tokenizer)[:_PROBE_LENGTH] for row in run.read_lines("test")[:_PROBE_ROWS]]
     return [row for row in ids if row] or [list(range(min(_PROBE_LENGTH, len(tokenizer))))]
+
+
+def _row_ids(row: dict[str, Any], tokenizer: Any) -> list[int]:
+    """A row as it is trained on; empty if the template refuses it."""
+    from jinja2.exceptions import TemplateError
+
+    if "messages" not in row:
+        return list(tokenizer(row["text"]).input_ids)
+    try:
+        return list(tokenizer.apply_chat_template(row["messages"], tools=row.get("tools"), tokenize=True, return_dict=True)["input_ids"])
+    except TemplateError:
+        return []
 
 
 def logits(model: Any, rows: list[list[int]]) -> list[Any]:

@@ -61,10 +61,17 @@ def add_adapter(base: Path, folder: Path, strength: float = 0.5, seed: int = 1, 
 
 
 def make_trained(
-    root: Path, family: str = "qwen2", rows: list | None = None, lora: dict | None = None, base: Path | None = None, **model: Any
-):
+    root: Path, family: str = "qwen2", rows: list | None = None, lora: dict | None = None, tokenizer: Any = None, **model: Any
+) -> Trained:
     """Base model, adapter, ``train_config.json`` and held-out rows in a fresh run directory."""
+    if tokenizer is not None:
+        ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model = {"vocab_size": len(tokenizer), **ids, **model}
     base = tiny_model(root / "base", family, **{"initializer_range": 0.2, **model})
+    if tokenizer is not None:
+        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+            (base / file).unlink(missing_ok=True)
+        tokenizer.save_pretrained(base)
     run = RunDir(root / "run")
     lora = lora or {}
     add_adapter(base, run.path("adapter"), **lora)

@@ -1,0 +1,79 @@
+"""mlx-lm as an engine: Metal on a Mac, its CPU build elsewhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.export.engines import Answer, Prompt
+
+
+def available() -> bool:
+    """Whether mlx-lm can be imported here."""
+    return importlib.util.find_spec("mlx_lm") is not None and importlib.util.find_spec("mlx") is not None
+
+
+class Mlx:
+    """A model folder in mlx-lm, with an adapter on top if one is given.
+
+    Args:
+        overrides: config values that the folder lacks in mlx-lm's form (RoPE), see ``mlx_rope_keys``.
+        render: (tokenizer, prompt) → ids. ends: ids that end an answer.
+
+    Raises:
+        CheckFailed: mlx-lm does not load it.
+    """
+
+    def __init__(
+        self, folder: Path, adapter: Path | None, overrides: dict[str, Any], render: Callable[[Any, Prompt], list[int]], ends: Sequence[int]
+    ) -> None:
+        import mlx.core as mx
+        import mlx_lm
+
+        self.engine = f"mlx-lm {importlib.metadata.version('mlx-lm')}"
+        self._mx, self._render, self._ends = mx, render, set(ends)
+        start = time.perf_counter()
+        try:
+            self._model, wrapped = mlx_lm.load(str(folder), model_config=overrides, adapter_path=None if adapter is None else str(adapter))
+        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
+            raise CheckFailed(f"mlx-lm does not load it: {str(error).splitlines()[0]}", where="mlx-lm", fix="see the message") from error
+        self._model.set_dtype(mx.float32)
+        self.load_seconds = time.perf_counter() - start
+        self._tokenizer = wrapped._tokenizer
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        return self._render(self._tokenizer, prompt)
+
+    def answers(self, rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
+        return [self._answer(ids, limit) for ids in rows]
+
+    def _answer(self, ids: Sequence[int], limit: int) -> Answer:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache, row, tokens, logprobs = make_prompt_cache(self._model), list(ids), [], []
+        for _ in range(limit):
+            logits = self._model(self._mx.array([row]), cache=cache)[0, -1]
+            scores = logits - self._mx.logsumexp(logits)
+            token = int(self._mx.argmax(scores))
+            value = float(scores[token])
+            if token in self._ends:
+                return Answer(tuple(tokens), tuple(logprobs), token, value)
+            tokens.append(token)
+            logprobs.append(value)
+            row = [token]
+        return Answer(tuple(tokens), tuple(logprobs))
+
+    def score(self, ids: Sequence[int], expected: Sequence[int]) -> list[float]:
+        if not expected:
+            return []
+        logits = self._model(self._mx.array([[*ids, *expected[:-1]]]))[0, len(ids) - 1 :]
+        scores = logits - self._mx.logsumexp(logits, axis=-1, keepdims=True)
+        return [float(scores[index, token]) for index, token in enumerate(expected)]
+
+    def close(self) -> None:
+        self._model = None

@@ -1,0 +1,217 @@
+"""The artefacts that a run's export holds: how each is opened, what it is held against, how closely."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.export import engines_mlx, llama_cpp
+from mac_lora_helpers.export.adapter_model import load_plain
+from mac_lora_helpers.export.engines import Engine
+from mac_lora_helpers.export.engines_mlx import Mlx
+from mac_lora_helpers.export.engines_transformers import Transformers
+from mac_lora_helpers.export.equivalence_folders import adapter_faults, merged_faults, mlx_adapter_faults, mlx_faults
+from mac_lora_helpers.export.equivalence_gguf import GgufContent, lora_updates
+from mac_lora_helpers.export.equivalence_prompts import render
+from mac_lora_helpers.export.equivalence_reference import Reference, dequantized
+from mac_lora_helpers.export.equivalence_weights import Expected, update_faults
+from mac_lora_helpers.export.gguf_export import load_merged_tokenizer, load_settings
+from mac_lora_helpers.export.gguf_file import write_model_file
+from mac_lora_helpers.export.gguf_model import tensors
+from mac_lora_helpers.export.gguf_tokenizer import Vocabulary
+from mac_lora_helpers.export.gguf_types import FLOATS
+from mac_lora_helpers.export.mlx_config import mlx_rope_keys
+
+#: Largest difference of a token's log-probability that passes (natural logarithm), by where rounding happens.
+#: float32 engines differ by the order of summation; F16 files round weights and activations to 11 bits; a cast to
+#: bfloat16 keeps 8; quantized files round activations to 8 bits a block, and are held against their own weights.
+TOLERANCES = {"float32": 2e-3, "F32": 2e-3, "float16": 0.1, "F16": 0.1, "bfloat16": 0.3, "BF16": 0.3, "quantized": 0.3}
+#: A float32 base of more bytes than this is written as F16 for the LoRA GGUF's check.
+_LARGE_BASE = 4_000_000_000
+
+
+@dataclass
+class Candidate:
+    """One artefact to check.
+
+    Args:
+        name: for people. kind: adapter, merged, gguf, lora-gguf, mlx. place: path below the run directory.
+        tolerance: see ``TOLERANCES``. bytes: size. open: loads it. faults: what its content shows.
+        oracle: gives the model that it is held against, or None for base + adapter.
+        missing: why the engine is not there, or empty.
+    """
+
+    name: str
+    kind: str
+    place: str
+    tolerance: float
+    bytes: int
+    open: Callable[[], Engine]
+    faults: Callable[[], list[str]]
+    oracle: Callable[[], AbstractContextManager[Any]] = field(default=lambda: nullcontext(None))
+    against: str = "base + adapter"
+    missing: str = ""
+
+
+def candidates(reference: Reference) -> Iterator[Candidate]:
+    """Every artefact that is there, in the order of the export."""
+    run, expected, vocabulary = reference.run, reference.expected(), reference.vocabulary()
+    yield _adapter(reference)
+    cast = "float32"
+    if run.has("merged"):
+        folder = run.path("merged")
+        cast = str(load_settings(folder).dtype or "float32").removeprefix("torch.")
+        yield _merged(reference, folder, cast, vocabulary, expected)
+    if run.has("gguf"):
+        yield from _ggufs(reference, run.path("gguf"), cast, vocabulary, expected)
+    if run.has("mlx"):
+        yield _mlx_adapter(reference, run.path("mlx"), expected)
+    if run.has("merged"):
+        yield _mlx_merged(reference, run.path("merged"), cast)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file or of a folder's files."""
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _adapter(reference: Reference) -> Candidate:
+    own = not reference.config.adapter_dir
+    return Candidate(
+        name="adapter (PEFT)",
+        kind="adapter",
+        place="adapter" if own else reference.config.adapter_dir,
+        tolerance=TOLERANCES["float32"],
+        bytes=size_of(reference.folder),
+        open=lambda: reference.engine,
+        faults=lambda: adapter_faults(reference.folder, reference.config),
+        against="base + adapter, without cache and padding",
+    )
+
+
+def _merged(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary, expected: Expected) -> Candidate:
+    def load() -> tuple[Any, Any]:
+        return load_plain(folder), load_merged_tokenizer(folder)
+
+    return Candidate(
+        name="merged",
+        kind="merged",
+        place="export/merged",
+        tolerance=TOLERANCES[cast],
+        bytes=size_of(folder),
+        open=lambda: Transformers(load, render, reference.ends),
+        faults=lambda: merged_faults(folder, reference.settings, reference.tokenizer, vocabulary, expected),
+    )
+
+
+def _ggufs(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary, expected: Expected) -> Iterator[Candidate]:
+    missing = "" if llama_cpp.available() else "llama.cpp is not installed (pip install xllamacpp)"
+    for path in sorted(folder.glob("*.gguf"), key=lambda path: -path.stat().st_size):
+        content = GgufContent(path, reference.settings)
+        if content.field("general.type") == "adapter":
+            yield _lora_gguf(reference, path, expected, vocabulary, missing)
+        else:
+            yield _gguf(reference, path, content, cast, vocabulary, expected, missing)
+
+
+def _gguf(
+    reference: Reference, path: Path, content: GgufContent, cast: str, vocabulary: Vocabulary, expected: Expected, missing: str
+) -> Candidate:
+    kind = path.stem.rpartition("-")[2]
+    floats = kind in FLOATS
+    merged = reference.run.path("merged")
+    return Candidate(
+        name=f"GGUF {kind}",
+        kind="gguf",
+        place=f"export/gguf/{path.name}",
+        tolerance=max(TOLERANCES[kind], TOLERANCES[cast]) if floats else TOLERANCES["quantized"],
+        bytes=path.stat().st_size,
+        open=lambda: llama_cpp.LlamaCpp(path, context=reference.context),
+        faults=lambda: content.faults(vocabulary, expected, cast),
+        oracle=(lambda: nullcontext(None)) if floats else (lambda: dequantized(merged, content.state_dict(expected))),
+        against="base + adapter" if floats else "transformers on the file's dequantized weights",
+        missing=missing,
+    )
+
+
+def _lora_gguf(reference: Reference, path: Path, expected: Expected, vocabulary: Vocabulary, missing: str) -> Candidate:
+    def faults() -> list[str]:
+        return update_faults(lora_updates(path, reference.settings, expected.tensors), expected)
+
+    def load() -> Engine:
+        with base_file(reference, expected, vocabulary) as base:
+            return llama_cpp.LlamaCpp(base, path, reference.context)
+
+    return Candidate(
+        name="LoRA GGUF",
+        kind="lora-gguf",
+        place=f"export/gguf/{path.name}",
+        tolerance=TOLERANCES["F32" if _base_type(expected) == "F32" else "F16"],
+        bytes=path.stat().st_size,
+        open=load,
+        faults=faults,
+        missing=missing,
+    )
+
+
+@contextmanager
+def base_file(reference: Reference, expected: Expected, vocabulary: Vocabulary) -> Iterator[Path]:
+    """The untuned base as a GGUF file, removed afterwards (a loaded file stays mapped)."""
+    with tempfile.TemporaryDirectory(dir=reference.run.path("export"), prefix=".base-") as folder:
+        kind = _base_type(expected)
+        path = Path(folder) / f"base-{kind}.gguf"
+        write_model_file(path, kind, reference.settings, tensors(expected.tensors, reference.settings), vocabulary, "base")
+        yield path
+
+
+def _base_type(expected: Expected) -> str:
+    return "F32" if sum(tensor.numel() for tensor in expected.tensors.values()) * 4 <= _LARGE_BASE else "F16"
+
+
+def _mlx_adapter(reference: Reference, folder: Path, expected: Expected) -> Candidate:
+    return Candidate(
+        name="MLX adapter",
+        kind="mlx",
+        place="export/mlx",
+        tolerance=TOLERANCES["float32"],
+        bytes=size_of(folder),
+        open=lambda: _mlx(reference, local_folder(reference.config.model_path), folder),
+        faults=lambda: mlx_adapter_faults(folder, expected),
+        missing=_no_mlx(),
+    )
+
+
+def _mlx_merged(reference: Reference, folder: Path, cast: str) -> Candidate:
+    return Candidate(
+        name="merged in mlx-lm",
+        kind="mlx",
+        place="export/merged",
+        tolerance=TOLERANCES[cast],
+        bytes=size_of(folder),
+        open=lambda: _mlx(reference, folder, None),
+        faults=lambda: mlx_faults(folder),
+        missing=_no_mlx(),
+    )
+
+
+def _mlx(reference: Reference, folder: Path, adapter: Path | None) -> Engine:
+    """A base that only transformers 5 wrote lacks mlx-lm's RoPE keys; the merged folder must have them itself."""
+    overrides = mlx_rope_keys(reference.settings.to_dict()) if adapter is not None else {}
+    return Mlx(folder, adapter, overrides, render, reference.ends)
+
+
+def _no_mlx() -> str:
+    return "" if engines_mlx.available() else "mlx-lm is not installed (pip install mlx-lm)"
+
+
+def local_folder(model_path: str) -> Path:
+    """A model's folder: itself, or the Hub's cache, which training has filled."""
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model_path, local_files_only=True))

@@ -1,0 +1,126 @@
+"""The reference of the equivalence check: base and adapter in transformers, float32, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.export.adapter import Adapter, adapter_folder, read_adapter
+from mac_lora_helpers.export.adapter_model import load_adapted
+from mac_lora_helpers.export.engines import Answer
+from mac_lora_helpers.export.engines_transformers import Transformers, Verdict, judge
+from mac_lora_helpers.export.equivalence_prompts import prompts, render
+from mac_lora_helpers.export.equivalence_weights import Expected
+from mac_lora_helpers.export.gguf_model import StoredWeights
+from mac_lora_helpers.export.gguf_tokenizer import Vocabulary, read_vocabulary
+
+#: Greedy tokens compared per prompt, at most.
+LONGEST_ANSWER = 40
+#: Answers whose loss is measured in every engine; a token is a step there.
+SCORED = 16
+_CONTEXT = 2048
+
+
+class Reference:
+    """Everything that an artefact is held against.
+
+    Attributes:
+        prompts: see ``equivalence_prompts``. limit: tokens per answer. ends: ids that end an answer.
+        answers: the adapter's own greedy answers. base_answers: the untuned base's.
+    """
+
+    def __init__(self, run: RunDir, config: Config) -> None:
+        from mac_lora_helpers.data import load_tokenizer
+
+        self.run, self.config = run, config
+        self.folder = adapter_folder(run, config)
+        self.tokenizer = load_tokenizer(config)
+        self.engine = Transformers(self._load, render, ())
+        self.settings = self.model.config
+        self.limit = min(config.max_new_tokens, LONGEST_ANSWER)
+        self.context = min(_CONTEXT, self.settings.max_position_embeddings)
+        self.prompts = prompts(run, self.tokenizer, self.context - self.limit - 1)
+        self.rows = [prompt.ids for prompt in self.prompts]
+        self.ends = self.engine.ends = _ends(self.model, self.tokenizer)
+        self.answers = self.engine.answers(self.rows, self.limit)
+        self.verdicts = [self.judge(ids, answer) for ids, answer in zip(self.rows, self.answers, strict=True)]
+        with self.model.disable_adapter():
+            self.base_answers = self.engine.answers(self.rows, self.limit)
+            self.base_loss = self.loss(self.engine.score)
+        self.adapter_loss = self.loss(self.engine.score)
+
+    def _load(self) -> tuple[Any, Any]:
+        self.model, _ = load_adapted(self.config, self.folder)
+        return self.model, self.tokenizer
+
+    def judge(self, ids: Sequence[int], answer: Answer) -> Verdict:
+        """The adapter's view of an answer."""
+        return judge(self.model, ids, answer.tokens, self.end_of(answer))
+
+    def end_of(self, answer: Answer) -> int:
+        return answer.end if answer.end is not None and answer.end < self.settings.vocab_size else self.ends[0]
+
+    def scored(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """(prompt, expected answer) pairs whose loss is measured."""
+        fits = [prompt for prompt in self.prompts if prompt.expected and len(prompt.ids) + len(prompt.expected) < self.context]
+        return [(prompt.ids, prompt.expected) for prompt in fits[:SCORED]]
+
+    def loss(self, score: Any) -> float | None:
+        """Mean negative log-probability per expected token, natural logarithm; None without expected answers."""
+        values = [value for ids, expected in self.scored() for value in score(ids, expected)]
+        return -sum(values) / len(values) if values else None
+
+    def adapter(self) -> Adapter:
+        return read_adapter(self.folder)
+
+    def expected(self) -> Expected:
+        """What every merged weight must be."""
+        adapter = self.adapter()
+        try:
+            return Expected(base_weights(self.model), adapter.require_plain("this check"))
+        except InputError:
+            return Expected(StoredWeights(self.run.need("merged")), adapter, plain=False)
+
+    def vocabulary(self) -> Vocabulary:
+        return read_vocabulary(self.tokenizer, self.settings.vocab_size)
+
+
+def base_weights(model: Any) -> dict[str, Any]:
+    """The base's weights under their own names, out of a PEFT model."""
+    found = {}
+    for name, tensor in model.get_base_model().state_dict().items():
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            found[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+    return found
+
+
+@contextmanager
+def dequantized(merged: Path, weights: dict[str, Any]) -> Iterator[Any]:
+    """The merged model with a GGUF file's dequantized weights in the place of its own."""
+    from mac_lora_helpers.export.adapter_model import load_plain
+
+    model = load_plain(merged)
+    missing = model.load_state_dict(weights, strict=False)
+    if missing.unexpected_keys:
+        raise InputError(
+            f"the file holds weights that the model has not: {missing.unexpected_keys[:3]}", where="GGUF", fix="write it again"
+        )
+    yield model
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end an answer: the tokenizer's, and those of the generation settings."""
+    settings = getattr(model, "generation_config", None)
+    extra = getattr(settings, "eos_token_id", None) if settings else None
+    listed = [] if extra is None else extra if isinstance(extra, list) else [extra]
+    found = [value for value in dict.fromkeys([tokenizer.eos_token_id, *listed]) if value is not None]
+    if not found:
+        raise InputError(
+            "neither the tokenizer nor the model names an end token", where="tokenizer", fix="use a tokenizer with an eos token"
+        )
+    return found
