@@ -39,7 +39,7 @@ def choose_device(config: Config, probe: Probe | None = None) -> Choice:
     probe = probe or this_machine()
     if config.device == "cpu":
         return Choice("cpu", "asked for by device=cpu")
-    return decide_device(config.device, read_machine(config.out_dir, probe), probe.torch_facts())
+    return decide_device(config.device, read_machine(config.out_dir, probe), probe.device_facts())
 
 
 def choose_dtype(config: Config, device: Choice, probe: Probe | None = None) -> Choice:

@@ -141,6 +141,18 @@ class Probe:
         """What ``torch_probe.py`` finds out, asked once; a crash, a hang or a broken installation ends up under ``error``."""
         return self._torch_facts
 
+    def device_facts(self) -> dict[str, Any]:
+        """Version and devices alone: asked in this process where torch is loaded already, which saves seconds; else ``torch_facts``."""
+        torch = sys.modules.get("torch")
+        if torch is None or "_torch_facts" in vars(self):
+            return self.torch_facts()
+        from mac_lora_helpers.environment import torch_probe
+
+        try:
+            return {"version": torch.__version__, "error": None, **torch_probe.devices(torch)}
+        except Exception as error:
+            return {"version": None, "error": portable(torch_probe.told(error))}
+
     @functools.cached_property
     def _torch_facts(self) -> dict[str, Any]:
         # -P: this folder must not shadow the standard library for the script.

@@ -72,11 +72,11 @@ class EnvironmentReport:
         """Stops where training cannot work.
 
         Raises:
-            CheckFailed: the verdict is unsupported, or a finding failed; all of them are named with their fixes.
+            CheckFailed: a finding failed (the verdict unsupported always comes with one); all are named with their fixes.
         """
-        if self.verdict.where != "unsupported" and not self.failed:
+        if not self.failed:
             return
-        what = "; ".join(f"{check.name}: {check.detail}" for check in self.failed) or "; ".join(self.verdict.reasons)
+        what = "; ".join(f"{check.name}: {check.detail}" for check in self.failed)
         fixes = "; ".join(dict.fromkeys(check.fix for check in self.failed))
         raise CheckFailed(f"this environment cannot train: {what}", where="environment check", fix=fixes)
 

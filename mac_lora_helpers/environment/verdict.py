@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check
 from mac_lora_helpers.environment.checks_machine import ELSEWHERE, memory_guidance
@@ -42,17 +43,21 @@ def decide_verdict(
     fatal = [check for check in checks if check.status == "fail" and check.name in FATAL]
     if fatal:
         reasons = [f"{check.name}: {check.detail}; to do: {check.fix}" for check in fatal]
-        return Verdict("unsupported", [*reasons, *_still_possible(machine, config, facts)])
+        return _verdict("unsupported", [*reasons, *_still_possible(machine, config, facts)])
     needed = memory_needed(model, config, dtype.name)
     if device.name == "cuda":
         against = _recipe_limits(model) + _cuda_limits(needed, facts)
     else:
         against = _recipe_limits(model) + _rubric(model, config, machine) + _machine_limits(machine, device, model, needed, facts)
     if against:
-        return Verdict("cloud", [*against, f"way out: {ELSEWHERE}; notebook 05 writes the job"])
+        return _verdict("cloud", [*against, f"way out: {ELSEWHERE}; notebook 05 writes the job"])
     broken = [check.name for check in checks if check.status == "fail"]
     first = [f"to mend first: {', '.join(broken)}"] if broken else []
-    return Verdict("local", [*first, *_in_favour(machine, device, model, config, needed)])
+    return _verdict("local", [*first, *_in_favour(machine, device, model, config, needed)])
+
+
+def _verdict(where: str, reasons: list[str]) -> Verdict:
+    return Verdict(where, [portable(reason) for reason in reasons])
 
 
 def _still_possible(machine: Machine, config: Config, facts: dict[str, Any]) -> list[str]:
@@ -116,8 +121,10 @@ def _cuda_limits(needed: float | None, facts: dict[str, Any]) -> list[str]:
 
 def _in_favour(machine: Machine, device: Choice, model: Model, config: Config, needed: float | None) -> list[str]:
     reasons = []
-    if model.parameters is None:
+    if model.parameters is None and not model.problem:
         reasons.append(f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters and takes no images")
+    elif model.parameters is None:
+        return reasons
     elif device.name == "cuda":
         reasons.append(f"{model.size} parameters take roughly {size(needed)} and fit on this GPU; the limits for a Mac do not apply")
     else:

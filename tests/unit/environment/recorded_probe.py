@@ -48,6 +48,9 @@ class RecordedProbe(Probe):
     def torch_facts(self):
         return self.answers["torch"]
 
+    def device_facts(self):
+        return self.answers["torch"]
+
     def hub_settings(self):
         return self.answers.get("hub", {}).get("settings")
 

@@ -86,9 +86,35 @@ def test_what_macs_tell(recorded):
     assert [row[0] for row in m1.rows()][:6] == ["Python", "System", "macOS", "Architecture", "Chip", "GPU cores"]
 
 
-def test_rosetta_says_how_to_get_out(recorded):
-    platform = next(check for check in report_of(recorded, "rosetta-m1-pro").checks if check.name == "Platform")
-    assert "arch -arm64" in platform.fix
+@pytest.mark.parametrize(
+    ("name", "cause", "fix", "follow"),
+    [
+        ("rosetta-m1-pro", "Platform", "arch -arm64", ["torch", "MPS"]),
+        ("intel-old-torch", "Platform", "hf jobs", ["Package torch", "MPS"]),
+        ("m1-macos-13", "macOS", "softwareupdate", ["torch", "MPS"]),
+    ],
+)
+def test_what_follows_from_a_cause_is_mended_there(recorded, name, cause, fix, follow):
+    """`pip install torch` would find nothing on those machines."""
+    checks = {check.name: check for check in report_of(recorded, name).checks}
+    assert fix in checks[cause].fix
+    assert {checks[name].fix for name in follow} == {checks[cause].fix}
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_unsupported_always_comes_with_a_failed_finding(recorded, name, case):
+    report = report_of(recorded, name, case["config"])
+    assert report.failed or report.verdict.where != "unsupported"
+
+
+def test_the_home_directory_is_shown_nowhere(recorded, monkeypatch):
+    monkeypatch.setenv("HOME", "/Users/somebody")
+    probe = recorded("m2-pro-16gb")
+    probe.answers["hub"]["settings"]["cache"] = "/Users/somebody/.cache/huggingface/hub"
+    report = check_environment(resolve({"preset": "local", "model_id": "/Users/somebody/models/gone"}, env={}), probe)
+    shown = f"{report.rows()} {report.verdict} {json.dumps(report.to_dict())}"
+    assert "~/.cache/huggingface/hub" in shown
+    assert "somebody" not in shown
 
 
 def test_nothing_is_asked_of_the_hub_when_nothing_is_needed(recorded):

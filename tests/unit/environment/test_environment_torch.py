@@ -107,6 +107,19 @@ def test_torch_that_raises(fake_torch):
     assert "libtorch_cpu.so" in facts["error"]
 
 
+def test_the_home_directory_is_not_in_the_error(fake_torch, monkeypatch):
+    monkeypatch.setenv("HOME", "/Users/somebody")
+    assert "'~/lib/libtorch.so'" in fake_torch("raise OSError(\"'/Users/somebody/lib/libtorch.so'\")").torch_facts()["error"]
+
+
+def test_the_step_updates_non_contiguous_tensors():
+    """The case that went silently wrong on MPS must really be tried."""
+    import torch
+
+    _, pairs, _ = torch_probe.weights(torch)
+    assert not pairs["q_b"].to("cpu", torch.float32).is_contiguous()
+
+
 def test_torch_that_exits(fake_torch):
     facts = fake_torch("raise SystemExit('no AVX')").torch_facts()
     assert "no AVX" in facts["error"]
@@ -156,6 +169,17 @@ def test_torch_is_asked_once(fake_torch, tmp_path):
     probe = fake_torch(f"open({str(tmp_path / 'asked')!r}, 'a').write('x')\nraise ImportError('no')")
     probe.torch_facts(), probe.torch_facts()
     assert (tmp_path / "asked").read_text() == "x"
+
+
+def test_devices_are_asked_here_where_torch_is_loaded(facts, monkeypatch):
+    import torch
+
+    probe = Probe()
+    monkeypatch.setattr(probe, "torch_facts", lambda: pytest.fail("a second process was not needed"))
+    found = probe.device_facts()
+    assert {key: found[key] for key in ("version", "mps", "cuda")} == {key: facts[key] for key in ("version", "mps", "cuda")}
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: 1 / 0)
+    assert "ZeroDivisionError" in probe.device_facts()["error"]
 
 
 def test_importing_the_room_loads_no_torch():
