@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.training.memory import text
 
-#: The loss explodes when it stays above twice its level at the start, and 2 nats above it, for this many steps.
+#: Steps in a row above the limit, and steps that the level at the start is taken from.
 EXPLODING_STEPS = 3
 LEVEL_STEPS = 5
+#: From this many rows a step, the first loss alone tells the level: it is the only one before any update.
+STEADY_ROWS = 4
 #: Seconds between two looks at the machine's memory.
 LOOK_EVERY = 5.0
 
@@ -41,14 +43,21 @@ def not_finite(loss: float, grad_norm: float) -> str:
 
 
 class LossGuard:
-    """Watches for an exploding loss.
+    """Watches for an exploding loss: ``EXPLODING_STEPS`` losses in a row above a limit.
 
-    The level at the start is the median of the first ``LEVEL_STEPS`` losses. The loss explodes when each of
-    ``EXPLODING_STEPS`` steps in a row is above twice that level and more than 2 nats above it.
+    The level at the start is the median of the first ``LEVEL_STEPS`` losses, or the first one if that is lower and a
+    step has at least ``STEADY_ROWS`` rows. The limit is twice the level and at least 2 nats above it; with a known
+    vocabulary it is never more than 1 nat above the loss of guessing, ln V, unless the level itself is.
+
+    Args:
+        losses: of the steps before, for a training that goes on.
+        rows: per optimizer step.
+        vocabulary: entries; 0 if unknown.
     """
 
-    def __init__(self, losses: list[float] | None = None) -> None:
-        self.losses = list(losses or [])
+    def __init__(self, losses: list[float] | None = None, rows: int = 1, vocabulary: int = 0) -> None:
+        self.losses, self.rows = list(losses or []), rows
+        self.guessing = math.log(vocabulary) if vocabulary > 1 else math.inf
 
     def explodes(self, loss: float) -> bool:
         """Takes the next step's loss and says whether to stop."""
@@ -63,7 +72,9 @@ class LossGuard:
         if len(self.losses) < LEVEL_STEPS:
             return math.inf
         level = statistics.median(self.losses[:LEVEL_STEPS])
-        return max(2 * level, level + 2.0)
+        if self.rows >= STEADY_ROWS:
+            level = min(level, self.losses[0])
+        return min(max(2 * level, level + 2), max(self.guessing + 1, level + 2))
 
 
 @dataclass(frozen=True)

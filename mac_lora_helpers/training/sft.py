@@ -6,16 +6,19 @@ The numbers are TRL's: nothing here touches the batches, the loss, the gradients
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
@@ -53,7 +56,7 @@ class LoraTrainer(SFTTrainer):
         self.folder = Path(self.args.output_dir)
         base = self.model.get_base_model()
         self.meter = PeakMeter(self.args.device.type, getattr(base, "memory_baseline", 0) if self.args.device.type == "cpu" else 0)
-        self.loss_guard, self.memory_guard = guards.LossGuard(), guards.MemoryGuard()
+        self.memory_guard = guards.MemoryGuard()
         self.stop_request: UserError | None = None
         self.peak_before = 0
         self.resumed_from = 0
@@ -111,7 +114,7 @@ class LoraTrainer(SFTTrainer):
         self.run_log.step(step, done, epoch=state.epoch, memory_bytes=self.meter.now(), **self.last)
         if self.loss_guard.explodes(self.last["loss"]):
             limit = self.loss_guard.limit
-            what = f"stopped at step {step}: the loss explodes ({self.last['loss']:.3g}; {limit:.3g} is twice its level at the start)"
+            what = f"stopped at step {step}: the loss explodes ({self.last['loss']:.3g}, three steps above {limit:.3g})"
             raise self._stopped(step, f"{what}. {self._newest_before(step - guards.EXPLODING_STEPS)}", self.config)
         problem = "" if done else self.memory_guard.problem()
         if problem and self.stop_request is None:
@@ -202,12 +205,16 @@ class LoraTrainer(SFTTrainer):
         resume.sweep(self.folder) if sealed else resume.clear(self.folder)
         progress = sealed["progress"] if sealed else {}
         self.run_log.begin(progress)
-        self.loss_guard = guards.LossGuard(self.run_log.losses)
+        self.loss_guard = self._new_loss_guard()
         self.peak_before, self.resumed_from = progress.get("peak_memory_bytes", 0), sealed["step"] if sealed else 0
         self.stop_request, self._parts = None, []
         resume.write_state(self.folder, "running")
         self.meter.start()
         return sealed
+
+    def _new_loss_guard(self) -> guards.LossGuard:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return guards.LossGuard(self.run_log.losses, self.config.effective_batch_size, vocabulary)
 
     def _steps_wanted(self) -> int:
         return self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
@@ -245,6 +252,7 @@ class LoraTrainer(SFTTrainer):
 
     def _explained(self, error: Exception) -> Exception:
         if guards.is_out_of_memory(error):
+            self._let_go(error)
             resume.write_state(self.folder, "stopped", step=self.state.global_step + 1, reason="out of memory")
             return guards.TrainingStopped(
                 f"memory ran out in step {self.state.global_step + 1} ({first_line(error)[:200]})",
@@ -252,6 +260,14 @@ class LoraTrainer(SFTTrainer):
                 fix=self.explain_memory(self),
             )
         return _unsaved(error, "the log or a checkpoint", self.folder) if guards.is_disk_full(error) else error
+
+    def _let_go(self, error: Exception) -> None:
+        """Frees what the failed step still holds, so that the advice can be worked out and the process lives on."""
+        traceback.clear_frames(error.__traceback__)
+        self.model.zero_grad(set_to_none=True)
+        self._parts = []
+        gc.collect()
+        clear_device_cache()
 
 
 class _Steps(TrainerCallback):

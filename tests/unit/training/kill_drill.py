@@ -13,17 +13,14 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import torch
-from tiny import tiny_tokenizer
-from training_rows import CPU, FLOAT32, dataset
-
-import mac_lora_helpers.training.sft  # noqa: F401  (imported once, before the forks)
-from mac_lora_helpers import training
-from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.config import resolve
-
 
 def train(config, rows):
+    from tiny import tiny_tokenizer
+    from training_rows import CPU, FLOAT32, dataset
+
+    from mac_lora_helpers import training
+    from mac_lora_helpers.artifacts import RunDir
+
     run = RunDir(config.out_dir)
     model = training.load_model(config, CPU, FLOAT32)
     lora, args = training.lora_config(config, model), training.sft_config(config, run, CPU, FLOAT32)
@@ -54,12 +51,13 @@ def moments(config, kills):
 
 
 def main():
-    torch.set_num_threads(1)
+    import mac_lora_helpers.training.log as log_module
+    import mac_lora_helpers.training.sft  # noqa: F401  (loaded once, before the forks)
+    from mac_lora_helpers.config import resolve
+
     config = resolve(json.loads(Path(sys.argv[1]).read_text()), env={})
     rows, kills = json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3])
     log = Path(config.out_dir) / "train_log.jsonl"
-    import mac_lora_helpers.training.log as log_module
-
     log_module.WRITE_EVERY = 0.0
     for step, wait in moments(config, kills):
         log.unlink(missing_ok=True)

@@ -1,0 +1,32 @@
+"""The fast path: the numbers of TRL's plain recipe, with less work and fewer copies.
+
+``make_fast(trainer)`` changes one thing: while the trainer computes a training loss, the decoder layers and the output
+head run as written here. Evaluation, generation, saving, merging and switching the adapter off stay PEFT's and
+transformers' own. What it does, each in a module of its own:
+
+- ``head``: the loss only at positions that have a label, in chunks, with the gradient taken in the forward pass: the
+  head is frozen, so the vocabulary is multiplied twice a token instead of three times.
+- ``projections``, ``mlp``: RMSNorm, frozen linear layers with adapters, and SwiGLU as autograd functions that keep only
+  what the backward pass needs.
+- ``layer``: a decoder layer made of these; the last one computes its MLP only where a label follows.
+- ``plan``: recomputes nothing while memory allows, else the MLPs of some layers, else whole layers.
+- ``known``: which models it knows; every other one keeps the plain path, and the report says why.
+- ``check``: plain against fast on a short batch of the trainer's own rows, on the device in use, before it is applied.
+
+Importing this package loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__all__ = ["FastReport", "Plan", "choose_plan", "make_fast", "memory_parts", "undo"]
+
+_WHERE = {"FastReport": "install", "make_fast": "install", "undo": "install", "Plan": "plan", "choose_plan": "plan", "memory_parts": "plan"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
