@@ -128,6 +128,7 @@ def test_the_embedded_model():
     [
         ("Qwen/Qwen2.5-0.5B-Instruct", 500e6),
         ("Qwen/Qwen2.5-7B-Instruct-1M", 7e9),
+        ("somebody/long-1M-context-7B", 7e9),
         ("mistralai/Mixtral-8x7B-v0.1", 56e9),
         ("Qwen/Qwen3-30B-A3B", 30e9),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 135e6),
