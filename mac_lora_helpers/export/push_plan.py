@@ -8,7 +8,7 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.card import NOBODY, kinds_of, repo_name, write_card
 from mac_lora_helpers.export.push_errors import HubError, call, no_login, within
 from mac_lora_helpers.export.push_files import Upload, collect
@@ -123,6 +123,23 @@ def plan_push(run: RunDir, config: Config) -> PushPlan:
     listing = collect(run, config, kinds)
     plan.uploads, plan.left_out = listing.uploads, listing.left_out
     plan.problems += listing.problems
+    return plan
+
+
+def check_access(config: Config) -> PushPlan:
+    """A plan without files: who is asking, and whether they may write there. For a job, before it spends its hours.
+
+    Raises:
+        HubError: no login, or the Hub refuses. CheckFailed: the login may not write there, or the repository is public.
+    """
+    plan = PushPlan(_checked(repo_name(config)), config.private, dry_run=False)
+    account = _account(plan)
+    if account is not None:
+        _place(plan, account)
+    if plan.problems:
+        raise CheckFailed(
+            "; ".join(plan.problems), where=plan.url, fix="choose another repo_id, or log in with a token that may write there"
+        )
     return plan
 
 

@@ -1,0 +1,193 @@
+"""The cloud job: one script that carries this code, the command that starts it, and what it is made of.
+
+The script makes the data again from the same source and refuses to train when the tokens' fingerprint is not the
+local run's. Nothing is submitted here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shlex
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.config import Config, resolve
+from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.export import job_script
+from mac_lora_helpers.export.card import repo_name
+from mac_lora_helpers.export.job_flavor import choose_flavor
+from mac_lora_helpers.export.job_payload import inputs_of, package_zip, sha256, zip_of
+from mac_lora_helpers.export.job_pins import pins
+
+#: Python versions that the pins are made for; the job image has 3.12.
+PYTHON = ">=3.11,<3.14"
+#: Parameters that belong to this machine's run and not to the recipe.
+_AT_HOME = ("out_dir", "push", "adapter_dir", "gguf_types", "job_flavor", "job_timeout")
+_NOT_RECIPE = ("preset", "repo_id", "private", "push_artifacts", *_AT_HOME)
+SCRIPT, INPUTS = "train_job.py", "inputs.zip"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A written job.
+
+    Attributes:
+        folder: holds the script, ``job.json``, ``command.txt`` and, if local files travel along, ``inputs.zip``.
+        record: the content of ``job.json``.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def command(self) -> list[str]:
+        """The words of the command that submits the job."""
+        return list(self.record["command"])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, value) for a table."""
+        record = self.record
+        rows = [
+            ("hardware", f"{record['flavor']}: {record['flavor_reason']}"),
+            ("stops after", record["timeout"]),
+            ("result goes to", f"{record['repo_id']} ({'private' if record['private'] else 'public'})"),
+            ("needs", "a Hub login that may write and start jobs (`hf auth login`); jobs cost money: `hf jobs hardware`"),
+            ("data", f"the same tokens, or it refuses: {record['fingerprint']}" if record["fingerprint"] else record["why_new"]),
+            ("differs from the local run", "; ".join(_difference(item) for item in record["differences"]) or "nothing"),
+            ("travels along", _travels(record["inputs"])),
+            ("look at it first", shlex.join(["hf", "jobs", "uv", "run", "--dry-run", *self.command[4:]])),
+        ]
+        return [*rows, ("start it", shlex.join(self.command))]
+
+
+def write_job(run: RunDir, config: Config, changes: Mapping[str, Any] | None = None) -> Job:
+    """Writes ``export/job/``: ``train_job.py``, ``job.json``, ``command.txt``, and ``inputs.zip`` where local files are needed.
+
+    Args:
+        changes: parameters that shall differ from the local run (more data, a longer context, another model);
+            each is listed in ``differences``. A change of data or model means new tokens, so no fingerprint is compared.
+
+    Raises:
+        MissingArtifact: 02 or 03 has not run. InputError: a flavor that does not exist, local files that are too large,
+            parameters that differ from the local run without being named in ``changes``.
+    """
+    manifest, saved = run.read_json("manifest"), run.config("train_config")
+    recipe, differences = _recipe(config, saved, dict(changes or {}))
+    flavor, reason = choose_flavor(recipe)
+    files, moved = inputs_of(recipe)
+    archive, package = (zip_of(files) if files else b""), package_zip()
+    new = sorted({item["parameter"] for item in differences} & set(recipe.names("data")))
+    job = {
+        "parameters": {**_parameters(recipe), **moved},
+        "fingerprint": "" if new else manifest["fingerprint"],
+        "fingerprint_parts": {} if new else manifest.get("fingerprint_parts", {}),
+        "why_new": f"made new because {', '.join(new)} differ from the local run" if new else "",
+        "flavor": flavor,
+        "gpu": not flavor.startswith("cpu"),
+        "package_sha256": sha256(package),
+        "inputs_sha256": sha256(archive) if archive else "",
+    }
+    script = script_text(job, package)
+    record = {
+        **{key: job[key] for key in ("fingerprint", "why_new", "flavor", "package_sha256", "inputs_sha256", "parameters")},
+        "flavor_reason": reason,
+        "timeout": config.job_timeout,
+        "repo_id": job["parameters"]["repo_id"],
+        "private": config.private,
+        "secrets": ["HF_TOKEN"],
+        "differences": differences,
+        "inputs": [{"path": name, "bytes": path.stat().st_size} for name, path in sorted(files.items())],
+        "script": {"path": SCRIPT, "bytes": len(script.encode()), "sha256": sha256(script.encode())},
+        "dependencies": pins()[0],
+        "submitted": False,
+    }
+    record["command"] = _command(run, config, record)
+    return _write(run, record, script, archive)
+
+
+def _recipe(config: Config, saved: Mapping[str, Any], changes: dict[str, Any]) -> tuple[Config, list[dict[str, Any]]]:
+    """The job's parameters and the list of what differs from the local run.
+
+    Raises:
+        InputError: something differs that ``changes`` does not name.
+    """
+    values = {name: value for name, value in saved.items() if name in Config.model_fields}
+    mine = {name: getattr(config, name) for name in (*_NOT_RECIPE, *config.names("evaluation"))}
+    owned = config.names("data", "training")
+    asked = [name for name in owned if config.source_of(name) in ("parameter", "form") and name in values and name not in changes]
+    silent = [name for name in asked if getattr(config, name) != values[name]]
+    if silent:
+        raise InputError(
+            f"{', '.join(silent)} differ from the local run",
+            where=f"parameter {silent[0]}: {getattr(config, silent[0])!r} here, {values[silent[0]]!r} in train_config.json",
+            fix="leave them as they were trained, or name them in write_job(run, config, changes={…}) so that the job lists them",
+        )
+    recipe = resolve({**config.model_dump(), **values, **mine, **changes}, env={})
+    listed = [
+        {"parameter": name, "local": portable(str(values.get(name, getattr(config, name)))), "job": portable(str(getattr(recipe, name)))}
+        for name in changes
+        if getattr(recipe, name) != values.get(name, getattr(config, name))
+    ]
+    return recipe, listed
+
+
+def _parameters(recipe: Config) -> dict[str, Any]:
+    """The parameters that the script resolves: every one but those that only this machine's run has."""
+    values = recipe.model_dump(exclude=set(_AT_HOME))
+    values |= {"repo_id": repo_name(recipe), "push_artifacts": "adapter", "device": "auto"}
+    return {name: portable(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _difference(item: Mapping[str, Any]) -> str:
+    return f"{item['parameter']}: {item['local']} → {item['job']}"
+
+
+def _travels(inputs: list[dict[str, Any]]) -> str:
+    if not inputs:
+        return "nothing but code"
+    size = sum(item["bytes"] for item in inputs)
+    return f"{len(inputs)} local files of model and data, {size / 2**20:.1f} MiB, in {INPUTS} (into a private bucket of yours)"
+
+
+def script_text(job: Mapping[str, Any], package: bytes) -> str:
+    """The script: a PEP 723 header, then ``job_script.py`` with the job and the package's source filled in."""
+    source = Path(job_script.__file__).read_text(encoding="utf-8")
+    text = json.dumps(job, indent=1, ensure_ascii=True).replace("'", "\\u0027")
+    payload = "\n".join(textwrap.wrap(base64.b64encode(package).decode(), 140))
+    for line, filled in (('JOB_JSON = "{}"', f"JOB_JSON = r'''{text}'''"), ('PAYLOAD = ""', f'PAYLOAD = """\n{payload}\n"""')):
+        if source.count(f"\n{line}\n") != 1:
+            raise AssertionError(f"job_script.py has no line {line}")
+        source = source.replace(f"\n{line}\n", f"\n{filled}\n")
+    return f"{header()}\n{source}"
+
+
+def header() -> str:
+    """The PEP 723 block: Python, direct pins, and the rest of the lock as constraints for uv."""
+    direct, rest = pins()
+    lines = ["/// script", f'requires-python = "{PYTHON}"', "dependencies = [", *(f"  {json.dumps(line)}," for line in direct), "]"]
+    lines += ["", "[tool.uv]", "constraint-dependencies = [", *(f"  {json.dumps(line)}," for line in rest), "]", "///"]
+    return "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def _command(run: RunDir, config: Config, record: Mapping[str, Any]) -> list[str]:
+    """``hf jobs uv run``, its flags before the script; the token goes by name, never by value."""
+    folder = Path(config.out_dir) / run.path("job").relative_to(run.root)
+    words = ["hf", "jobs", "uv", "run", "--flavor", record["flavor"], "--timeout", record["timeout"], "--secrets", "HF_TOKEN"]
+    if "/" in record["repo_id"]:
+        words += ["--namespace", record["repo_id"].split("/")[0]]
+    return [portable(str(word)) for word in [*words, folder / SCRIPT, *([folder / INPUTS] if record["inputs"] else [])]]
+
+
+def _write(run: RunDir, record: dict[str, Any], script: str, archive: bytes) -> Job:
+    with run.folder("job") as folder:
+        (folder / SCRIPT).write_text(script, encoding="utf-8")
+        (folder / "job.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / "command.txt").write_text(shlex.join(record["command"]) + "\n", encoding="utf-8")
+        if archive:
+            (folder / INPUTS).write_bytes(archive)
+    return Job(run.path("job"), record)

@@ -1,0 +1,96 @@
+"""What the job carries along: this package's source, and the local files that the run was made from."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.config import EMBEDDED, EMBEDDED_DIR, Config
+from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.export import secrets
+
+PACKAGE = Path(__file__).parents[1]
+#: Rooms that the job does not use.
+_AT_HOME = ("ui", "suite")
+#: Local models and data up to this size travel with the job; larger ones belong on the Hub.
+LARGEST_INPUTS = 64 * 2**20
+
+
+def package_zip() -> bytes:
+    """The package's Python source as a zip, the same bytes for the same source."""
+    files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in _AT_HOME]
+    return zip_of({f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in files})
+
+
+def inputs_of(config: Config) -> tuple[dict[str, Path], dict[str, str]]:
+    """Local files that the job needs (name in the zip → file), and the parameters that point to them there.
+
+    Raises:
+        InputError: files that are missing or too large to travel. CheckFailed: one of them holds a secret.
+    """
+    files: dict[str, Path] = {}
+    changed: dict[str, str] = {}
+    if config.model_id == EMBEDDED or (not config.data_files and config.dataset_id == EMBEDDED):
+        files |= {f"{PACKAGE.name}/smoke/{path.relative_to(EMBEDDED_DIR).as_posix()}": path for path in _embedded(config)}
+    if config.model_id != EMBEDDED and (folder := Path(config.model_path)).is_dir():
+        name = f"inputs/{folder.resolve().name}"
+        files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in secrets.texts_of(folder)}
+        changed["model_id"] = name
+    if config.data_patterns:
+        data = _data_files(config.data_patterns)
+        files |= data
+        changed["data_files"] = ", ".join(data)
+    _refuse(files)
+    return files, changed
+
+
+def _embedded(config: Config) -> list[Path]:
+    folders = [("model", config.model_id == EMBEDDED), ("data", not config.data_files and config.dataset_id == EMBEDDED)]
+    return [path for name, used in folders if used for path in secrets.texts_of(EMBEDDED_DIR / name)]
+
+
+def _data_files(patterns: list[str]) -> dict[str, Path]:
+    """Every data file once, in order, under a name of its own without a comma, which separates names in ``data_files``."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        if not paths:
+            raise InputError("a data file is missing", where=portable(pattern), fix="the job takes the files that 02 read: put them back")
+        found.update(dict.fromkeys(map(Path, paths)))
+    return {f"inputs/data-{number}/{path.name.replace(',', '_')}": path for number, path in enumerate(found)}
+
+
+def _refuse(files: dict[str, Path]) -> None:
+    size = sum(path.stat().st_size for path in files.values())
+    if size > LARGEST_INPUTS:
+        largest = max(files.values(), key=lambda path: path.stat().st_size)
+        raise InputError(
+            f"the local model and data are {size / 2**20:.0f} MiB; a job carries up to {LARGEST_INPUTS // 2**20} MiB along",
+            where=portable(str(largest)),
+            fix="put the model or the data set on the Hub (private is fine) and use its id as model_id or dataset_id",
+        )
+    findings = secrets.scan_files(files.values(), Path("/"), secrets.known_secrets())
+    if findings:
+        fix = "remove it (and revoke it), make the data again with 02, then write the job again"
+        listed = ", ".join(f"{Path(finding.path).name}, line {finding.line}: {finding.kind}" for finding in findings[:5])
+        raise CheckFailed("a file that the job would carry holds what looks like a secret", where=listed, fix=fix)
+
+
+def zip_of(files: dict[str, Path]) -> bytes:
+    """A zip with sorted names and no dates, so that the same files give the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, files[name].read_bytes())
+    return buffer.getvalue()
+
+
+def sha256(content: bytes) -> str:
+    """Hexadecimal digest."""
+    return hashlib.sha256(content).hexdigest()

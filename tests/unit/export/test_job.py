@@ -1,0 +1,259 @@
+"""The cloud job: what the script holds, that it makes the same data, and that it refuses any other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model
+
+from mac_lora_helpers import data
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import resolve
+from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
+from mac_lora_helpers.export import job_payload, job_pins, write_job
+from mac_lora_helpers.export.job_flavor import choose_flavor
+
+TOKEN = "hf_" + "aBcDeFgHiJ" * 3 + "kLmN"
+
+
+def rows(count=40):
+    words = "zero one two three four five six seven eight nine".split()
+    for number in range(count):
+        question, answer = f"What is {number}?", f"It is {words[number // 10]} {words[number % 10]}."
+        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def make_data(run, config):
+    source = data.load(config)
+    found = data.validate(source, config)
+    splits = data.split(found, config)
+    encoded = data.encode(splits, data.load_tokenizer(config), config)
+    data.save(run, source, found, splits, encoded, config)
+    run.write_json("train_config", {"config": config.model_dump()})
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A run on a model and a file of the user's own, as 02 and 03 leave it."""
+    root = tmp_path_factory.mktemp("job")
+    tiny_model(root / "home" / "my-base")
+    (root / "home" / "my rows, all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    values = {"model_id": str(root / "home" / "my-base"), "data_files": str(root / "home" / "my rows, all.jsonl")}
+    config = resolve({"preset": "local", "out_dir": str(root / "run"), "max_seq_length": 64, **values}, env={})
+    make_data(RunDir(root / "run"), config)
+    return root, config
+
+
+@pytest.fixture
+def made(template, tmp_path):
+    root, config = template
+    shutil.copytree(root / "run", tmp_path / "run")
+    config = config.model_copy(update={"out_dir": str(tmp_path / "run")})
+    return RunDir(tmp_path / "run"), config
+
+
+def run_script(job, *arguments, **changes):
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **changes}
+    words = [sys.executable, str(job.folder / "train_job.py"), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=170, check=False)
+
+
+def test_the_header_holds_the_locks_pins(made):
+    text = (write_job(*made).folder / "train_job.py").read_text()
+    block = re.search(r"(?m)^# /// script$\n(?P<content>(^#(| .*)$\n)+)^# ///$", text)["content"]  # the regex of PEP 723
+    header = tomllib.loads("".join(line[2:] if line.startswith("# ") else line[1:] for line in block.splitlines(keepends=True)))
+    lock = {line.split("#")[0].strip() for line in job_pins.LOCK.read_text().splitlines()}
+    pinned = [*header["dependencies"], *header["tool"]["uv"]["constraint-dependencies"]]
+    assert set(pinned) <= lock
+    assert {"torch", "trl", "peft", "huggingface-hub"} <= {line.split("==")[0] for line in header["dependencies"]}
+    assert any(line.startswith("nvidia-cuda-runtime") for line in pinned)
+
+
+def test_without_the_lock_the_installed_versions_are_pinned(tmp_path):
+    from importlib.metadata import version
+
+    direct, _ = job_pins.pins(tmp_path / "none.txt")
+    assert f"trl=={version('trl')}" in direct
+    assert all("+" not in line for line in direct)
+
+
+@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
+@pytest.mark.slow
+def test_the_header_resolves_for_the_jobs_image(made):
+    script = write_job(*made).folder / "train_job.py"
+    words = ["uv", "pip", "compile", "--no-python-downloads", "--python-version", "3.12", "--python-platform", "x86_64-unknown-linux-gnu"]
+    done = subprocess.run([*words, str(script)], capture_output=True, text=True, check=True)
+    assert "torch==2.13" in done.stdout
+
+
+def test_the_command_is_one_that_hf_accepts(made):
+    job = write_job(*made)
+    assert shlex.split((job.folder / "command.txt").read_text()) == job.command
+    words = [*job.command[:4], "--dry-run", *job.command[4:]]
+    hf = shutil.which("hf") or str(Path(sys.executable).with_name("hf"))
+    done = subprocess.run([hf, *words[1:]], capture_output=True, text=True, env={**os.environ, "HF_TOKEN": TOKEN}, check=False)
+    assert done.returncode == 0, done.stderr
+    for part in ("t4-small", "2h", "HF_TOKEN=***", "train_job.py", "inputs.zip"):
+        assert part in done.stdout
+    assert TOKEN not in done.stdout
+
+
+def test_the_script_makes_the_same_data(made, tmp_path):
+    job = write_job(*made)
+    done = run_script(job, "--check", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert f"same data as the local run: fingerprint {made[0].read_json('manifest')['fingerprint']}" in done.stdout
+    assert RunDir(tmp_path / "out").read_json("manifest")["fingerprint_parts"] == made[0].read_json("manifest")["fingerprint_parts"]
+
+
+def test_neither_home_nor_token_is_in_the_job(made, template, monkeypatch):
+    monkeypatch.setenv("HOME", str(template[0] / "home"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    folder = write_job(*made).folder
+    for name in ("train_job.py", "job.json", "command.txt"):
+        text = (folder / name).read_text()
+        assert str(template[0] / "home") not in text
+        assert TOKEN not in text
+    assert json.loads((folder / "job.json").read_text())["secrets"] == ["HF_TOKEN"]
+
+
+def change_row(home):
+    file = home / "my rows, all.jsonl"
+    file.write_text(file.read_text().replace("It is zero one.", "It is zero won."))
+
+
+def change_template(home):
+    file = home / "my-base" / "chat_template.jinja"
+    file.write_text("{{ 'Chat. ' }}" + file.read_text())
+
+
+def change_tokenizer(home):
+    file = home / "my-base" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:-20]
+    file.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (change_row, "content."),
+        pytest.param(change_template, "template.", marks=pytest.mark.slow),
+        pytest.param(change_tokenizer, "tokenizer", marks=pytest.mark.slow),
+    ],
+)
+def test_other_data_are_refused_and_the_difference_is_named(template, made, tmp_path, change, named):
+    """The source changes between the local run and the job: 02's tokens are the old ones, the job carries the new files."""
+    root, config = template
+    shutil.copytree(root / "home", tmp_path / "home")
+    change(tmp_path / "home")
+    values = {"model_id": str(tmp_path / "home" / "my-base"), "data_files": str(tmp_path / "home" / "my rows, all.jsonl")}
+    run, config = made
+    run.write_json("train_config", {"config": {**config.model_dump(), **values}})
+    done = run_script(write_job(run, config.model_copy(update=values)), "--check", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "the data are not the local run's" in done.stderr
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_script_or_zip_is_refused(made, tmp_path):
+    job = write_job(*made)
+    archive = job.folder / "inputs.zip"
+    archive.write_bytes(archive.read_bytes()[:-1] + b"x")
+    done = run_script(job, "--check", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "inputs.zip is not what this job was written with" in done.stderr
+    archive.unlink()
+    assert "local files are missing" in run_script(job, "--check").stderr
+
+
+def test_a_gpu_flavor_does_not_train_on_a_cpu(made, tmp_path):
+    done = run_script(write_job(*made), "--no-push", "--out", tmp_path / "out", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert "t4-small has a GPU, but torch" in done.stderr
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_the_same_run_gives_the_same_bytes(made):
+    first = {file.name: file.read_bytes() for file in write_job(*made).folder.iterdir()}
+    assert {file.name: file.read_bytes() for file in write_job(*made).folder.iterdir()} == first
+
+
+def test_changes_are_listed_and_nothing_else_may_differ(made):
+    run, config = made
+    job = write_job(run, config, changes={"max_steps": 500, "lora_r": 32, "seed": config.seed})
+    assert job.record["differences"] == [
+        {"parameter": "max_steps", "local": "-1", "job": "500"},
+        {"parameter": "lora_r", "local": "16", "job": "32"},
+    ]
+    assert job.record["fingerprint"] == run.read_json("manifest")["fingerprint"]
+    config = resolve({**config.model_dump(), "learning_rate": 1e-3}, env={})
+    with pytest.raises(InputError, match="learning_rate"):
+        write_job(run, config)
+
+
+def test_new_data_are_not_compared_but_said(made, tmp_path):
+    run, config = made
+    job = write_job(run, config, changes={"max_seq_length": 48})
+    assert (job.record["fingerprint"], job.record["why_new"]) == ("", "made new because max_seq_length differ from the local run")
+    done = run_script(job, "--check", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "new data, fingerprint" in done.stdout
+
+
+def test_a_secret_in_the_data_does_not_travel(made, tmp_path):
+    run, config = made
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": f"key {TOKEN}"}) + "\n")
+    config.data_files = str(tmp_path / "rows.jsonl")
+    run.write_json("train_config", {"config": config.model_dump()})
+    with pytest.raises(CheckFailed, match=r"rows\.jsonl, line 1: Hugging Face token") as error:
+        write_job(run, config)
+    assert TOKEN not in str(error.value)
+    assert not run.has("job")
+
+
+def test_large_local_files_are_sent_to_the_hub_instead(made, monkeypatch):
+    monkeypatch.setattr(job_payload, "LARGEST_INPUTS", 1000)
+    with pytest.raises(InputError, match="on the Hub"):
+        write_job(*made)
+
+
+def test_a_run_that_was_not_trained_has_no_job(tmp_path):
+    with pytest.raises(MissingArtifact, match="02_data_formatting"):
+        write_job(RunDir(tmp_path), resolve({}, env={}))
+
+
+@pytest.mark.parametrize(
+    ("model", "flavor"),
+    [
+        ("Qwen/Qwen2.5-0.5B-Instruct", "t4-small"),
+        ("HuggingFaceTB/SmolLM2-135M", "t4-small"),
+        ("Qwen/Qwen2.5-1.5B", "a10g-small"),
+        ("Qwen/Qwen2.5-3B", "a10g-large"),
+        ("mistralai/Mistral-7B-v0.3", "a100-large"),
+        ("google/something", "a10g-small"),
+        ("embedded", "t4-small"),
+    ],
+)
+def test_the_flavor_follows_the_models_size(model, flavor):
+    assert choose_flavor(resolve({"preset": "local", "model_id": model}, env={}))[0] == flavor
+
+
+@pytest.mark.parametrize(("flavor", "hint"), [("a10g-smal", "a10g-small"), ("a100x4", "one GPU")])
+def test_a_flavor_that_cannot_be_is_refused(flavor, hint):
+    with pytest.raises(InputError, match=hint):
+        choose_flavor(resolve({"job_flavor": flavor}, env={}))
+
+
+def test_a_flavor_by_name_is_taken():
+    assert choose_flavor(resolve({"job_flavor": "l4x1"}, env={})) == ("l4x1", "chosen by job_flavor")
