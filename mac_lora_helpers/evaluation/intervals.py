@@ -33,7 +33,8 @@ _CHUNK = 4_000_000
 class Difference:
     """Tuned minus base over ``examples`` pairs, in the unit of what was compared.
 
-    ``low``, ``high``: 95 % paired bootstrap interval. ``p``: two-sided sign-flip test. ``identical``: no pair differs.
+    ``low``, ``high``: 95 % paired bootstrap interval. ``p``: two-sided sign-flip test. ``margin``: smallest difference
+    that counts. ``identical``: no pair differs.
     ``outcome``: better, worse or no difference shown; ``verdict``: the same in words with the number of examples.
     """
 
@@ -42,6 +43,7 @@ class Difference:
     high: float
     p: float
     examples: int
+    margin: float
     identical: bool
     outcome: str
     verdict: str
@@ -81,7 +83,7 @@ def compare(
     low, high = _unanimous(value, len(step)) if shares and np.ptp(step) == 0 else _interval(np.concatenate(resampled))
     p, identical = sign_flip_p(step), not step.any()
     outcome = _outcome(low, high, p, higher_is_better, margin)
-    return Difference(value, low, high, p, len(step), identical, outcome, words(outcome, len(step), identical))
+    return Difference(value, low, high, p, len(step), margin, identical, outcome, words(outcome, len(step), identical))
 
 
 def words(outcome: str, examples: int, identical: bool = False) -> str:
@@ -99,8 +101,8 @@ def perplexity_interval(
     columns = [np.asarray(column, dtype=float) for column in (base, tuned, tokens)]
     with np.errstate(over="ignore", invalid="ignore"):
         parts = [np.exp(t / n) - np.exp(b / n) for b, t, n in _resampled_sums(columns, seed)]
-    low, high = _interval(np.concatenate(parts))
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+    values = np.concatenate(parts)
+    return _interval(values) if np.isfinite(values).all() else None
 
 
 def sign_flip_p(differences: np.ndarray) -> float:
@@ -119,12 +121,11 @@ def _resampled_sums(columns: list[np.ndarray], seed: int):
     """Sums of each column over ``RESAMPLES`` draws of examples with replacement, in blocks that fit in memory."""
     count = len(columns[0])
     generator = np.random.default_rng(seed)
-    table = np.stack(columns, axis=1)
     block = max(1, _CHUNK // count)
     edges = [*range(0, RESAMPLES, block), RESAMPLES]
     for start, stop in pairwise(edges):
-        times_drawn = generator.multinomial(count, np.full(count, 1 / count), size=stop - start)
-        yield (times_drawn @ table).T
+        drawn = generator.integers(count, size=(stop - start, count))
+        yield [column[drawn].sum(axis=1) for column in columns]
 
 
 def _unanimous(value: float, count: int) -> tuple[float, float]:

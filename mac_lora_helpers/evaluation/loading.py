@@ -74,13 +74,13 @@ def load(run: RunDir, config: Config) -> Trained:
         MissingArtifact: no adapter yet. InputError: adapter damaged or made for another model; no such model.
         CheckFailed: the adapter was not applied as it stands.
     """
-    from mac_lora_helpers import data, environment
+    from mac_lora_helpers import data, training
 
     adapter = read_adapter(run, config)
-    device = environment.choose_device(config)
-    dtype = environment.choose_dtype(config, device)
+    device, dtype = training.place(run, config)
     tokenizer = data.load_tokenizer(config)
-    base = _load_base(config, device.name, dtype.name)
+    base = training.load_model(config, device, dtype).eval()
+    base.config.use_cache = True
     check_fits(adapter, base, config.model_id)
     probe = _probe(base, tokenizer)
     model = _attach(adapter, base, device.name)
@@ -89,23 +89,6 @@ def load(run: RunDir, config: Config) -> Trained:
     trained = Trained(model, tokenizer, device.name, dtype.name, config, adapter, end_ids, moved)
     trained.findings += _findings(trained)
     return trained
-
-
-def _load_base(config: Config, device: str, dtype: str) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model_path, dtype=getattr(torch, dtype), trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        fix = "name a folder with a causal language model, or a Hub id (and check the network)"
-        raise InputError(f"the model {config.model_id} cannot be loaded: {reason}", where="parameter model_id", fix=fix) from error
-    return model.to(device).eval()
 
 
 def _attach(adapter: Adapter, base: Any, device: str) -> Any:

@@ -134,7 +134,14 @@ def _phrase(name: str, metrics: dict[str, Any], difference: Difference) -> str:
     if difference.identical:
         return f"{values} ({difference.verdict})"
     span = f"{difference.value:+.3g}, 95 % interval {interval_text(difference.low, difference.high)}"
-    return f"{values} ({span}: {difference.verdict})"
+    return f"{values} ({span}: {difference.verdict}{_caveat(difference)})"
+
+
+def _caveat(difference: Difference) -> str:
+    """Why a difference whose interval misses zero is still not called one."""
+    if difference.outcome != NO_DIFFERENCE or difference.low <= 0 <= difference.high:
+        return ""
+    return f"; below {difference.margin:.2g} it does not count" if difference.margin else "; too few of them differ"
 
 
 def interval_text(low: float, high: float) -> str:

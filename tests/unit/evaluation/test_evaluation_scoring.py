@@ -1,0 +1,217 @@
+"""Metrics, verdicts and findings, and the two artefacts of the stage."""
+
+import json
+from collections import Counter
+
+import pytest
+from evaluation_runs import make_run, resolved, save_adapter, token_rows
+
+from mac_lora_helpers import evaluation
+from mac_lora_helpers.config import resolve
+from mac_lora_helpers.errors import InputError
+
+
+def measured(trained, rows, general=False):
+    losses = evaluation.compare_losses(trained, token_rows(trained.tokenizer, rows))
+    answers = evaluation.compare_answers(trained, rows, trained.config)
+    return evaluation.score(losses, answers, evaluation.compare_general(trained) if general else None), answers
+
+
+def with_answers(answers, who, share, text="right"):
+    """The answers with a share of one side's replaced by the expected ones, scored anew."""
+    from mac_lora_helpers.evaluation.metrics import BUILT_IN, score_answer
+
+    changed = [dict(answer) for answer in answers]
+    for index, answer in enumerate(changed):
+        answer[who] = answer["expected"] if index < share * len(changed) else answer[who]
+        answer["scores"] = {**answer["scores"], who: score_answer(answer[who], answer["expected"], BUILT_IN)}
+    return changed
+
+
+def test_the_contract_keys_and_more(trained, rows):
+    metrics, answers = measured(trained, rows, general=True)
+    for who in ("base", "tuned"):
+        assert {"loss", "perplexity", "exact_match", "contains", "token_f1", "stop_rate", "tokens"} <= set(metrics[who])
+    assert metrics["examples"] == 24 == len(answers)
+    assert set(metrics["difference"]) == {"loss", "perplexity", "exact_match", "contains", "token_f1", "stop_rate"}
+    for name, difference in metrics["difference"].items():
+        assert difference["low"] <= difference["value"] <= difference["high"]
+        assert difference["value"] == pytest.approx(metrics["tuned"][name] - metrics["base"][name])
+    assert metrics["general"]["examples"] == 30
+    json.dumps(metrics, allow_nan=False)
+
+
+def test_saved_and_read_back(trained, rows, tmp_path):
+    from mac_lora_helpers.artifacts import RunDir
+
+    metrics, answers = measured(trained, rows)
+    run = RunDir(tmp_path)
+    evaluation.save(run, metrics, answers)
+    assert run.read_json("eval_metrics")["tuned"] == metrics["tuned"]
+    lines = run.read_lines("eval_samples")
+    assert [(line["prompt"], line["expected"], line["base"], line["tuned"]) for line in lines] == [
+        (answer["prompt"], answer["expected"], answer["base"], answer["tuned"]) for answer in answers
+    ]
+    with pytest.raises(InputError):
+        evaluation.save(run, metrics, [])
+
+
+def test_a_useless_adapter_makes_no_difference(useless, rows):
+    metrics, _ = measured(useless, rows, general=True)
+    assert metrics["outcome"] == "no difference shown"
+    assert metrics["verdict"].startswith("no difference: the same on all 24 examples")
+    assert metrics["general"]["verdict"].startswith("no difference")
+    assert all(row.verdict.startswith("no difference") for row in evaluation.metric_rows(metrics))
+    assert metrics["difference"]["loss"]["low"] == metrics["difference"]["loss"]["high"] == 0
+    assert any("every lora_B is zero" in finding for finding in metrics["findings"])
+
+
+@pytest.mark.parametrize("strength", [0.0, 1e-3])
+def test_adapters_without_effect_are_not_called_better(model_folder, rows, tmp_path, strength):
+    """20 seeds; the bar is one false "better" at most. Untrained noise moves the loss a little, on every row the same way."""
+    outcomes = Counter()
+    for seed in range(20):
+        save_adapter(model_folder, tmp_path / str(seed), strength=strength, seed=seed)
+        config = resolved(model_folder, adapter_dir=str(tmp_path / str(seed)), max_new_tokens=6)
+        metrics, _ = measured(evaluation.load(make_run(tmp_path / "run", model_folder), config), rows[:12])
+        outcomes[metrics["outcome"]] += 1
+    assert outcomes["better"] <= 1, outcomes
+    assert outcomes["no difference shown"] >= 19
+
+
+class TestVerdict:
+    @pytest.fixture
+    def parts(self, useless, rows):
+        """Nothing differs; the tests then change one side."""
+        losses = evaluation.compare_losses(useless, token_rows(useless.tokenizer, rows))
+        return losses, evaluation.compare_answers(useless, rows, useless.config)
+
+    def test_better(self, parts):
+        losses, answers = parts
+        metrics = evaluation.score(losses, with_answers(answers, "tuned", 0.75))
+        assert metrics["outcome"] == "better"
+        assert metrics["verdict"].startswith("better: exact match 0 → 0.75 (+0.75, 95 % interval +0.")
+        assert metrics["difference"]["loss"]["outcome"] == "no difference shown"
+
+    def test_worse(self, parts):
+        losses, answers = parts
+        assert evaluation.score(losses, with_answers(answers, "base", 0.75))["outcome"] == "worse"
+
+    def test_mixed(self, parts):
+        losses, answers = parts
+        losses.rows.tuned[:] *= 1.5
+        losses["tuned"]["loss"] *= 1.5
+        metrics = evaluation.score(losses, with_answers(answers, "tuned", 0.75))
+        assert metrics["outcome"] == "mixed"
+        assert metrics["verdict"].startswith("mixed: ")
+
+    def test_the_loss_alone_can_show_it(self, parts):
+        losses, answers = parts
+        losses.rows.tuned[:] *= 0.9
+        assert evaluation.score(losses, answers)["outcome"] == "better"
+
+    def test_a_change_too_small_to_count_says_so(self, parts):
+        losses, answers = parts
+        losses.rows.tuned[:] *= 0.995
+        metrics = evaluation.score(losses, answers)
+        assert metrics["outcome"] == "no difference shown"
+        assert "it does not count" in metrics["verdict"]
+
+    def test_too_few(self, parts):
+        losses, answers = parts
+        metrics = evaluation.score(losses, with_answers(answers[:4], "tuned", 1.0))
+        assert metrics["difference"]["exact_match"]["verdict"] == "no difference shown with 4 examples"
+        assert metrics["outcome"] == "no difference shown"
+
+    def test_the_metric_that_the_user_names_decides(self, parts):
+        losses, answers = parts
+        answers = with_answers(answers, "tuned", 1.0)
+        for answer in answers:
+            answer["tuned"] = f"I think {answer['expected']}"
+            answer["scores"]["tuned"]["exact_match"] = 0.0
+        assert evaluation.score(losses, answers)["outcome"] == "no difference shown"
+        losses.trained.config.metric = "contains"
+        assert evaluation.score(losses, answers)["outcome"] == "better"
+
+    def test_lost_behaviour(self, parts):
+        losses, answers = parts
+        general = evaluation.compare_general(losses.trained)
+        general.rows.tuned[:] *= 1.3
+        report = evaluation.score(losses, answers, general)["general"]
+        assert report["difference"]["outcome"] == "worse"
+        assert report["verdict"].startswith("worse: ")
+        assert "changed how the model answers" in report["verdict"]
+
+
+def test_a_model_that_never_stops_is_a_finding(trained, rows):
+    metrics, _ = measured(trained, rows)
+    assert metrics["tuned"]["stop_rate"] == 0
+    assert any("The tuned model never ends its answers: 0 of 24" in finding for finding in metrics["findings"])
+
+
+def test_answers_that_had_too_little_room_are_another_finding(trained, rows):
+    trained.config.max_new_tokens = 2
+    metrics, _ = measured(trained, rows)
+    assert any("24 of 24 expected answers are longer than max_new_tokens=2" in finding for finding in metrics["findings"])
+    assert not any("never ends" in finding for finding in metrics["findings"])
+
+
+def test_rows_that_were_not_asked_are_told(trained, rows):
+    rows[3]["messages"][-1]["content"] = " "
+    metrics, _ = measured(trained, rows)
+    assert metrics["examples"] == 23
+    assert any("1 of 24 held-out rows were not asked" in finding for finding in metrics["findings"])
+
+
+def test_plain_text_has_losses_and_no_scores(trained):
+    rows = [{"text": f"User: Hello {index}\nAssistant: Hi there!"} for index in range(8)]
+    ids = [trained.tokenizer(row["text"])["input_ids"] for row in rows]
+    losses = evaluation.compare_losses(trained, [{"input_ids": row, "labels": row} for row in ids])
+    metrics = evaluation.score(losses, evaluation.compare_answers(trained, rows, trained.config))
+    assert metrics["tuned"]["exact_match"] is None
+    assert "plain text" in metrics["not_applicable"]["exact_match"]
+    assert metrics["tuned"]["loss"] > 0
+    assert metrics["verdict"].count("loss") == 1
+    assert [row.name for row in evaluation.metric_rows(metrics)] == ["loss", "perplexity", "stop rate"]
+
+
+def test_json_is_looked_at_where_json_is_expected(trained, rows):
+    metrics, _ = measured(trained, rows)
+    assert metrics["tuned"]["valid_json"] is None
+    for row in rows:
+        row["messages"][-1]["content"] = '{"city": "Paris"}'
+    metrics, _ = measured(trained, rows)
+    assert metrics["tuned"]["valid_json"] == 0.0
+
+
+def test_a_metric_of_the_users_own_is_in_the_table(trained, rows, tmp_path, monkeypatch):
+    (tmp_path / "own_measure.py").write_text("def letters(answer, expected):\n    return len(answer)\n")
+    monkeypatch.chdir(tmp_path)
+    trained.config.metric = "own_measure:letters"
+    metrics, answers = measured(trained, rows)
+    assert metrics["tuned"]["own_measure:letters"] == pytest.approx(sum(len(answer["tuned"]) for answer in answers) / 24)
+    assert "own measure:letters" in metrics["verdict"]
+    assert "own measure:letters" in [row.name for row in evaluation.metric_rows(metrics)]
+
+
+def test_no_home_directory_in_the_artefact(trained, rows, tmp_path, monkeypatch):
+    from pathlib import Path
+
+    from mac_lora_helpers.artifacts import RunDir
+
+    monkeypatch.setenv("HOME", str(Path(trained.config.model_id).parent))
+    metrics, answers = measured(trained, rows)
+    run = RunDir(tmp_path)
+    evaluation.save(run, metrics, answers)
+    assert str(Path(trained.config.model_id).parent) not in run.path("eval_metrics").read_text()
+
+
+def test_the_embedded_model_is_asked_its_own_small_talk(tmp_path):
+    from mac_lora_helpers import smoke
+
+    run = make_run(tmp_path, smoke.MODEL_DIR, strength=1e-3)
+    trained = evaluation.load(run, resolve({"device": "cpu"}, env={}))
+    found = evaluation.compare_general(trained)
+    assert found.source == "embedded general conversations"
+    assert len(found.rows.tokens) == len(smoke.GENERAL.read_text().splitlines())
+    assert found["base"]["loss"] < 0.5
