@@ -124,10 +124,11 @@ class _Encoder:
     def _ahead(self, rows: Any, pool: ThreadPoolExecutor, digest: Any) -> Iterator[tuple[list[Example], list[Plan | None], Future]]:
         """Batches whose tokens are being made while the next ones are rendered."""
         queue: deque[tuple[list[Example], list[Plan | None], Future]] = deque()
-        stream = iter(rows)
-        while batch := list(islice(stream, BATCH)):
-            for example in batch:
-                digest.update(example.line())
+        stream = rows.with_lines()
+        while pairs := list(islice(stream, BATCH)):
+            for line, _ in pairs:
+                digest.update(line)
+            batch = [example for _, example in pairs]
             plans = self._plans(batch)
             queue.append((batch, plans, pool.submit(self._tokens, [plan.text for plan in plans if plan])))
             if len(queue) > _AHEAD:
@@ -160,11 +161,12 @@ class _Encoder:
             encoding = next(ready) if plan else None
             try:
                 made = self._text_row(encoding) if example.text is not None else self._chat_rows(example, plan, encoding)
+                fitted = self.fitter.fit(made, example.messages, example.tools)
             except RowFault as error:
                 self._refuse(error.fault, example)
                 continue
-            self.lints.row(example, made, plan)
-            yield [part for row in made for part in self.fitter.fit(row, example.messages, example.tools)]
+            self.lints.row(example, made)
+            yield fitted
 
     def _text_row(self, encoding: Any) -> list[Row]:
         ids = with_one_eos(encoding.ids, self.tokenizer)
@@ -173,21 +175,22 @@ class _Encoder:
     def _chat_rows(self, example: Example, plan: Plan | None, encoding: Any) -> list[Row]:
         masker = self.masker(bool(example.tools))
         row = masker.trace(plan, encoding) if plan else None
-        if row is not None:
-            return [row]
-        return self._exact(masker, example.messages or [], example.tools)
+        return [row] if row is not None else self._exact(masker, example.messages or [], example.tools)
 
     def _exact(self, masker: Masker, messages: Any, tools: Any) -> list[Row]:
+        """The exact way; where only the last answer or everything is trained, one row is enough."""
         try:
-            return masker.exact(messages, tools)
+            if self.loss_on == "assistant":
+                return masker.exact(messages, tools)
+            return [masker.exact_turn(messages, tools)]
         except TemplateRefuses as error:
             raise RowFault(Fault("template_refuses", "messages", f"the chat template refuses it: {error}")) from None
 
     def _encode_one(self, messages: Any, tools: Any) -> list[Row]:
         masker = self.masker(bool(tools))
-        plan = masker.plans([messages], tools)[0]
-        row = masker.trace(plan, masker.encode([plan.text])[0]) if plan else None
-        return [row] if row else masker.exact(messages, tools)
+        plan = self._one_plan(Example(messages, tools=tools))
+        row = masker.trace(plan, self._tokens([plan.text])[0]) if plan else None
+        return [row] if row else self._exact(masker, messages, tools)
 
     def _refuse(self, fault: Fault, example: Example) -> None:
         self.problems.add(fault, example.where)

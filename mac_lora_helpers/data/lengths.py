@@ -72,17 +72,20 @@ class Fitter:
         self.limit, self.how, self.encode = config.max_seq_length, config.on_long, encode
         self.ledger = Ledger()
 
-    def fit(self, row: Row, messages: list[Message] | None = None, tools: Any = None) -> list[Row]:
-        """The row, or what is left of it."""
-        self.ledger.rows += 1
-        self.ledger.needed.append(row.spans[0][1])
-        if len(row.ids) <= self.limit:
-            return [row]
+    def fit(self, rows: list[Row], messages: list[Message] | None = None, tools: Any = None) -> list[Row]:
+        """One example's rows, or what is left of them."""
+        self.ledger.rows += len(rows)
+        self.ledger.needed.extend(row.spans[0][1] for row in rows)
+        if all(len(row.ids) <= self.limit for row in rows):
+            return rows
+        if self.how == "split":
+            return self._split(rows, messages, tools)
+        return [part for row in rows for part in ([row] if len(row.ids) <= self.limit else self._shorten(row))]
+
+    def _shorten(self, row: Row) -> list[Row]:
         if self.how == "drop":
             self.ledger.dropped += 1
             return []
-        if self.how == "split":
-            return self._split(row, messages, tools)
         return self._cut(row)
 
     def _cut(self, row: Row) -> list[Row]:
@@ -104,16 +107,13 @@ class Fitter:
         ledger.answers_cut += limit < end - 1
         return [Row(row.ids[:limit], [(start, limit)])]
 
-    def _split(self, row: Row, messages: list[Message] | None, tools: Any) -> list[Row]:
+    def _split(self, rows: list[Row], messages: list[Message] | None, tools: Any) -> list[Row]:
         self.ledger.rows_split += 1
         if messages is None:  # plain text: windows, one after the other
-            starts = range(0, len(row.ids), self.limit)
-            return [_window(row.ids[start : start + self.limit]) for start in starts]
-        rows: list[Row] = []
-        for chunk in self._chunks(messages, tools):
-            for part in chunk:
-                rows += [part] if len(part.ids) <= self.limit else self._cut(part)
-        return rows
+            ids = rows[0].ids
+            return [_window(ids[start : start + self.limit]) for start in range(0, len(ids), self.limit)]
+        parts = [part for chunk in self._chunks(messages, tools) for part in chunk]
+        return [left for part in parts for left in ([part] if len(part.ids) <= self.limit else self._cut(part))]
 
     def _chunks(self, messages: list[Message], tools: Any) -> list[list[Row]]:
         """Rows of conversations made of as many whole exchanges as fit, each with the system turn."""

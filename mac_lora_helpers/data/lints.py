@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.data.masking import Plan, Row
+from mac_lora_helpers.data.masking import Row
 from mac_lora_helpers.data.problems import brief
 from mac_lora_helpers.data.splitting import Splits
 from mac_lora_helpers.data.store import Example
@@ -79,7 +79,7 @@ class LintCounter:
         self.special = re.compile("|".join(map(re.escape, tokens)) or "(?!)")
         self.counts: Counter[str] = Counter()
 
-    def row(self, example: Example, rows: list[Row], plan: Plan | None) -> None:
+    def row(self, example: Example, rows: list[Row]) -> None:
         """Counts what one example shows."""
         counts = self.counts
         counts["turn_by_turn"] += len(rows) > 1

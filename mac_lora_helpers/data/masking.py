@@ -70,7 +70,7 @@ class Masker:
         spans = []
         for index, (turn, prompt) in enumerate(zip(answer_turns(messages), prompts, strict=True)):
             start = len(prompt)
-            if not text.startswith(prompt) or (marks and not start <= marks[index][0] <= start + len(self.template.lead)):
+            if not text.startswith(prompt) or (marks and not self._starts_here(text, start, marks[index][0])):
                 return None
             last = index == len(prompts) - 1
             end = self._answer_end(messages, turn, tools, text, start, marks[index][1] if marks else 0, last)
@@ -81,6 +81,14 @@ class Masker:
             start, end = spans[-1]
             text, spans[-1] = text[:end] + self.eos, (start, end + len(self.eos))
         return Plan(text, spans)
+
+    def _starts_here(self, text: str, start: int, mark: int) -> bool:
+        """Whether a generation mark stands at the end of the prompt, white space and the template's lead apart.
+
+        TRL's Qwen2.5 template, for one, marks the header's line break too; inference writes that itself.
+        """
+        between = text[min(start, mark) : max(start, mark)].strip()
+        return between in ("", self.template.lead.strip())
 
     def _answer_end(self, messages: list[Message], turn: int, tools: Any, text: str, start: int, mark: int, last: bool) -> int:
         """Where the answer's end token ends; -1 if the text is not what the stock template writes."""
@@ -105,10 +113,6 @@ class Masker:
         if end and stripped.endswith(end):
             return stripped
         return answer.removesuffix(self.template.tail) if not end else answer
-
-    def encode(self, texts: list[str]) -> list[Any]:
-        """Encodings with character offsets; releases the GIL while it works."""
-        return self.rust.encode_batch(texts, add_special_tokens=False)
 
     def trace(self, plan: Plan, encoding: Any) -> Row | None:
         """The plan's spans as token spans; None if a boundary is not where inference has it."""
@@ -140,14 +144,15 @@ class Masker:
         return ids[max(index, 0) : first] == self._headers[header]
 
     def exact(self, messages: list[Message], tools: Any = None) -> list[Row]:
-        """One row a turn: the ids that inference has before it, then the answer.
+        """One row a turn; see ``exact_turn``."""
+        return [self.exact_turn(messages[: turn + 1], tools) for turn in answer_turns(messages)]
+
+    def exact_turn(self, messages: list[Message], tools: Any) -> Row:
+        """The last turn: the ids that inference has before it, then the answer.
 
         Raises:
             RowFault: the template changes the turn itself, so no mask would be right.
         """
-        return [self._exact_turn(messages[: turn + 1], tools) for turn in answer_turns(messages)]
-
-    def _exact_turn(self, messages: list[Message], tools: Any) -> Row:
         prompt = self.template.render([messages[:-1]], tools, prompt=True)[0]
         whole = self.template.render([messages], tools)[0]
         if not whole.startswith(prompt):

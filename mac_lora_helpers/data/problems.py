@@ -142,7 +142,7 @@ def file_error(kind: str, where: str, what: str, fix: str = "") -> DataError:
 
 def brief(value: Any, limit: int = 60) -> str:
     """A value for a message: short, on one line, safe to print."""
-    text = value if isinstance(value, str) else repr(value)
+    text = str(value) if isinstance(value, (str, Exception)) else repr(value)
     text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

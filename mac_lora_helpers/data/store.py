@@ -60,6 +60,7 @@ class RowStore:
     def __init__(self, place: Callable[[int, int], str]) -> None:
         self.folder = scratch_folder(self)
         self._file = (self.folder / "rows.jsonl").open("w+b")
+        weakref.finalize(self, self._file.close)
         self._offsets = array("Q", [0])
         self._places = array("L")
         self._keys = array("Q")
@@ -104,7 +105,11 @@ class RowStore:
 
     def example(self, index: int) -> Example:
         """Row ``index``."""
-        return Example(**json.loads(self.line(index)), where=self.where(index))
+        return self.parse(self.line(index), index)
+
+    def parse(self, line: bytes, index: int) -> Example:
+        """A line of this store as a row."""
+        return Example(**json.loads(line), where=self.where(index))
 
 
 class Examples(Sequence[Example]):
@@ -122,11 +127,17 @@ class Examples(Sequence[Example]):
         return self.store.example(int(self.indices[index]))
 
     def __iter__(self) -> Iterator[Example]:
-        return (self.store.example(int(index)) for index in self.indices)
+        return (self.store.example(index) for index in self.indices.tolist())
 
     def lines(self) -> Iterator[bytes]:
         """The rows as JSON lines."""
-        return (self.store.line(int(index)) for index in self.indices)
+        return (self.store.line(index) for index in self.indices.tolist())
+
+    def with_lines(self) -> Iterator[tuple[bytes, Example]]:
+        """Each row as its JSON line, and parsed."""
+        for index in self.indices.tolist():
+            line = self.store.line(index)
+            yield line, self.store.parse(line, index)
 
     def __repr__(self) -> str:
         return f"Examples({len(self)} rows)"
