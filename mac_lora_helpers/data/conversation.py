@@ -49,7 +49,7 @@ def _read_message(item: Any, field: str, faults: Faults) -> Message:
     if role not in ROLES if isinstance(role, str) else True:
         _bad_role(role, field, faults)
     message = {"role": role, "content": content}
-    if len(item) > 2:
+    if len(item) > 2 or content is None:
         for key in _EXTRA:
             if item.get(key) is not None:
                 message[key] = item[key]
@@ -73,7 +73,7 @@ def _unusual_content(message: Message, there: bool, field: str, faults: Faults) 
     """Content that is no plain text: joined text parts, nothing beside a tool call, or a problem."""
     content = message["content"]
     if content is None or isinstance(content, str):
-        if message.get("tool_calls") or (message["role"] == "tool" and content is not None):
+        if "tool_calls" in message or (message["role"] == "tool" and content is not None):
             return content or ""
         kind = "empty_content" if isinstance(content, str) else "missing_content"
         what = "the content is empty" if isinstance(content, str) else "the content is null" if there else "the message has no content"
@@ -145,7 +145,7 @@ def check_order(messages: list[Message], field: str, faults: Faults) -> None:
 def _order_fault(role: str, before: str, index: int, messages: list[Message]) -> tuple[str, str] | None:
     if role in ("system", "developer"):
         return ("system_not_first", "a system turn in the middle of the conversation") if index else None
-    if role == "assistant" and before in ("", "system", "developer"):
+    if role == "assistant" and index == (messages[0]["role"] in ("system", "developer")):
         return "assistant_first", "the assistant speaks before any user turn"
     if role == before and role != "tool":
         return "same_role_twice", f"two {role} turns in a row"

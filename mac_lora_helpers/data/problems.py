@@ -147,7 +147,7 @@ def brief(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def listed(names: Iterable[Any], limit: int = 8) -> str:
+def listed(names: Iterable[Any], limit: int = 8, width: int = 30) -> str:
     """Names joined by commas, at most ``limit`` of them."""
-    names = [brief(name, 30) for name in names]
+    names = [brief(name, width) for name in names]
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

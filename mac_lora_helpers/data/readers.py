@@ -225,8 +225,7 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Record]:
         if foreign := _foreign(stream.peek(4)[:4]):  # type: ignore[attr-defined]
             yield foreign
             return
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="strict", newline="")
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        rows = csv.reader(_text_lines(stream), delimiter=delimiter, strict=True)
         try:
             header = next(rows, [])
             if not all(header) or len(set(header)) != len(header):
@@ -238,6 +237,14 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Record]:
         except csv.Error as error:
             kind = "huge_row" if "field limit" in str(error) else "damaged_csv"
             yield _bad(rows.line_num, kind, f"not CSV: {brief(error)}")
+
+
+def _text_lines(stream: BinaryIO) -> Iterator[str]:
+    """The file's lines as text, each decoded by itself, so that a bad byte is found in its line."""
+    line = stream.readline(MAX_ROW_BYTES + 1).removeprefix(codecs.BOM_UTF8)
+    while line:
+        yield line.decode("utf-8")
+        line = stream.readline(MAX_ROW_BYTES + 1)
 
 
 def _csv_records(rows: Any, header: list[str]) -> Iterator[Record]:

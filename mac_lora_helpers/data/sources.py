@@ -93,7 +93,9 @@ def _from_files(patterns: list[str]) -> Source:
     if problems.errors:
         raise DataError.of("the data files cannot be used", problems)
     names = [portable(str(path)) for path in paths]
-    return Source(listed(names, 4), "files", [_file_part(path, form) for path, form in forms.items()], next(iter(forms.values())))
+    return Source(
+        listed(names, 4, width=200), "files", [_file_part(path, form) for path, form in forms.items()], next(iter(forms.values()))
+    )
 
 
 def _file_part(path: Path, form: str, label: str = "", split: str = "") -> Part:

@@ -15,6 +15,8 @@ from mac_lora_helpers.errors import InputError
 #: Tokens that families set aside for padding, in the order they are tried when no pad token is set.
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>")
 
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json", "tokenization.py")
+
 
 def load_tokenizer(config: Config) -> Any:
     """The model's fast tokenizer, padding on the right, with a pad token.
@@ -25,6 +27,12 @@ def load_tokenizer(config: Config) -> Any:
     from transformers import AutoTokenizer
 
     path = config.model_path
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _FILES):  # transformers would make up an empty one
+        raise InputError(
+            "the model folder has no tokenizer.json",
+            where=f"parameter model_id={portable(config.model_id)}",
+            fix="copy the tokenizer's files into the folder, or use another model_id",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except Exception as error:
@@ -58,10 +66,8 @@ def _pad_token(tokenizer: Any, config: Config) -> str:
 def _readable(error: Exception, config: Config) -> InputError:
     text, where = f"{type(error).__name__} {error}", f"parameter model_id={config.model_id}"
     if Path(config.model_path).is_dir():
-        files = {path.name for path in Path(config.model_path).iterdir()}
-        lacks = "tokenizer.json" not in files
-        what = "the model folder has no tokenizer.json" if lacks else f"the model folder's tokenizer is damaged: {brief(error, 160)}"
-        return InputError(portable(what), where=where, fix="copy the tokenizer's files into the folder, or use another model_id")
+        what = f"the model folder's tokenizer is damaged: {brief(error, 160)}"
+        return InputError(portable(what), where=where, fix="copy the tokenizer's files into the folder again, or use another model_id")
     if "trust_remote_code" in text:
         return InputError(
             "the model brings its own Python code", where=where, fix="read that code; then trust_remote_code=true, or another model"
