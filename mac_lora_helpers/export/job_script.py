@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the job; 0: done, 1: a check failed, 2: bad input."""
     options = _options(arguments)
     options.out = Path(options.out).expanduser().resolve()
+    options.trace = Path(options.trace).expanduser().resolve() if options.trace else None
     archive = _inputs_archive(options.inputs)
     with tempfile.TemporaryDirectory(prefix="mac-lora-job-") as folder:
         unpack(Path(folder), archive)
@@ -56,6 +57,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--any-device", action="store_true", help="go on without the GPU that the flavor has")
     parser.add_argument("--no-push", action="store_true", help="leave the result in the run directory")
     parser.add_argument("--max-steps", type=int, help="a shorter run than the recipe's")
+    parser.add_argument("--device", choices=["auto", "mps", "cuda", "cpu"], help="instead of the best there is")
+    parser.add_argument("--trace", help="a file for every batch's digest, every loss and all arguments; stops after training")
     return parser.parse_args(arguments)
 
 
@@ -85,7 +88,8 @@ def work(options: argparse.Namespace) -> None:
     from mac_lora_helpers.artifacts import RunDir
     from mac_lora_helpers.config import resolve
 
-    changes = {} if options.max_steps is None else {"max_steps": options.max_steps}
+    changes = {name: value for name in ("max_steps", "device") if (value := getattr(options, name)) is not None}
+    changes |= {"logging_steps": 1} if options.trace else {}
     config = resolve({**JOB["parameters"], "out_dir": str(options.out), "push": not options.no_push, **changes}, env={})
     run = RunDir(options.out)
     if not options.check:
@@ -96,7 +100,10 @@ def work(options: argparse.Namespace) -> None:
     make_data(run, config)
     if options.check:
         return
-    train(run, config)
+    trace = train(run, config, trace=bool(options.trace))
+    if trace is not None:
+        options.trace.write_text(json.dumps(trace), encoding="utf-8")
+        return
     evaluate(run, config)
     publish(run, config)
 
@@ -157,8 +164,8 @@ def _different(there: dict[str, Any], here: dict[str, Any], prefix: str = "") ->
     return names
 
 
-def train(run: Any, config: Any) -> None:
-    """Notebook 03."""
+def train(run: Any, config: Any, trace: bool = False) -> dict[str, Any] | None:
+    """Notebook 03. With ``trace``: nothing is audited, and what was trained on is returned, for a comparison."""
     from mac_lora_helpers import data, training
 
     manifest, tokens = data.load_tokens(run)
@@ -169,10 +176,37 @@ def train(run: Any, config: Any) -> None:
     args = training.sft_config(config, run, device, dtype)
     lora = training.lora_config(config, model)
     trainer = training.build_trainer(model, data.load_tokenizer(config), tokens, lora, args, run, config, on_log=_print_log)
+    batches = _trace_batches(trainer) if trace else []
     result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
+    if trace:
+        losses = [row["loss"] for row in run.read_lines("train_log") if row.get("loss") is not None]
+        resolved = {"SFTConfig": args.to_dict(), "LoraConfig": lora.to_dict(), "config": config.model_dump()}
+        return {"resolved": _plain(resolved), "batches": batches, "losses": losses, "fingerprint": manifest["fingerprint"]}
     training.save_adapter(trainer, run, config)
     metrics = training.finish(trainer, result, run, config)
     print(f"loss {metrics['first_loss']:.4g} → {metrics['last_loss']:.4g} in {metrics['steps']} steps", flush=True)
+    return None
+
+
+def _trace_batches(trainer: Any) -> list[str]:
+    """A list that fills with the digest of ids and labels of every batch that is trained on, in order."""
+    batches: list[str] = []
+    step = trainer.training_step
+
+    def traced(model: Any, inputs: dict[str, Any], *others: Any) -> Any:
+        digest = hashlib.sha256()
+        for name in ("input_ids", "labels"):
+            digest.update(inputs[name].cpu().contiguous().numpy().tobytes())
+        batches.append(digest.hexdigest())
+        return step(model, inputs, *others)
+
+    trainer.training_step = traced
+    return batches
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON holds it; sets in order, everything unknown as text."""
+    return json.loads(json.dumps(value, default=lambda item: sorted(item) if isinstance(item, set) else str(item)))
 
 
 def _print_log(rows: list[dict[str, Any]]) -> None:

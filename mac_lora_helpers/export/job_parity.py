@@ -1,0 +1,158 @@
+"""Is the cloud run the same run? The job's script runs here for a few steps, beside the local recipe, and both are compared.
+
+Compared: the tokens' fingerprint, every batch (ids and labels, in order), every resolved argument, and the losses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.config import Config, resolve
+from mac_lora_helpers.errors import CheckFailed, MissingArtifact
+from mac_lora_helpers.export import job_script
+from mac_lora_helpers.export.job import SCRIPT
+
+#: Largest difference of a step's loss, in nats per token.
+TOLERANCE = 1e-5
+#: What may differ, and why: places and names of this machine's run, nothing that decides a number.
+ALLOWED = {
+    "config.out_dir": "the job has a run directory of its own",
+    "config.push": "a job pushes, or its result is lost",
+    "config.repo_id": "a job must know where to push to",
+    "config.push_artifacts": "a job pushes the adapter",
+    "config.adapter_dir": "belongs to the local run",
+    "config.gguf_types": "belongs to the local run",
+    "config.job_flavor": "belongs to the command",
+    "config.job_timeout": "belongs to the command",
+    "config.device": "auto in the job; the device that was taken is compared by the losses",
+    "config.model_id": "a local model travels in inputs.zip; its tokenizer is compared by the fingerprint, its weights by the losses",
+    "config.data_files": "local data travel in inputs.zip; they are compared by the fingerprint",
+    "SFTConfig.output_dir": "the job has a run directory of its own",
+    "SFTConfig.logging_dir": "the job has a run directory of its own",
+    "LoraConfig.base_model_name_or_path": "the same base at another place",
+}
+_PARITY = "parity.json"
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The comparison. ``record`` is the content of ``export/job/parity.json``."""
+
+    record: dict[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.record["passed"])
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(what, passed or failed, detail) for a table."""
+        return [(check["name"], "passed" if check["passed"] else "failed", check["detail"]) for check in self.record["checks"]]
+
+    def require_passed(self) -> None:
+        """
+        Raises:
+            CheckFailed: the job would not be the same run; names what differs.
+        """
+        failed = [f"{check['name']}: {check['detail']}" for check in self.record["checks"] if not check["passed"]]
+        if failed:
+            raise CheckFailed("the job is not the same run", where="; ".join(failed), fix="write the job again from the run as it is now")
+
+
+def check_parity(run: RunDir, config: Config, steps: int = 10, python: Sequence[str] = (sys.executable,)) -> ParityReport:
+    """Runs recipe and script side by side for ``steps`` optimizer steps and writes ``export/job/parity.json``.
+
+    Args:
+        config: the local run's, as notebook 05 has it.
+        python: what runs the script: this Python, or for example ``("uv", "run")`` for an environment made from its header.
+
+    Raises:
+        MissingArtifact: no job was written. CheckFailed: the script did not get through.
+    """
+    script = run.path("job") / SCRIPT
+    if not script.is_file():
+        fix = "write the job first: export.write_job(run, config)"
+        raise MissingArtifact(f"export/job/{SCRIPT} is missing", where=portable(str(run.root)), fix=fix)
+    with tempfile.TemporaryDirectory(prefix="mac-lora-parity-") as scratch:
+        local = _local(run, config, Path(scratch) / "local", steps)
+        job = _job(script, Path(scratch), steps, run.config("train_config").get("device", config.device), python)
+    record = compare(local, job)
+    (run.path("job") / _PARITY).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return ParityReport(record)
+
+
+def _local(run: RunDir, config: Config, folder: Path, steps: int) -> dict[str, Any]:
+    """Notebook 03's calls on the tokens of 02 as they stand, in a run directory of their own."""
+    scratch = RunDir(folder)
+    shutil.copytree(run.need("data"), scratch.path("data"))
+    if run.has("environment"):
+        shutil.copyfile(run.need("environment"), scratch.path("environment"))
+    saved = run.config("train_config")
+    trained = {name: saved[name] for name in config.names("data", "training") if name in saved}
+    short = {"max_steps": steps, "logging_steps": 1, "out_dir": str(folder)}
+    return job_script.train(scratch, resolve({**config.model_dump(), **trained, **short}, env={}), trace=True) or {}
+
+
+def _job(script: Path, folder: Path, steps: int, device: str, python: Sequence[str]) -> dict[str, Any]:
+    trace = folder / "trace.json"
+    words = [*python, str(script), "--any-device", "--no-push", "--max-steps", str(steps), "--device", device]
+    done = subprocess.run([*words, "--trace", str(trace), "--out", str(folder / "job")], capture_output=True, text=True, check=False)
+    if done.returncode or not trace.is_file():
+        said = portable(" ".join(done.stderr.strip().splitlines()[-4:]))
+        fix = "correct what it names, then write the job again"
+        raise CheckFailed("the job's script did not get through", where=f"exit {done.returncode}: {said}", fix=fix)
+    return json.loads(trace.read_text(encoding="utf-8"))
+
+
+def compare(local: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of two traces: one check each for data, batches, arguments and losses, and the allowed differences."""
+    differing = _differences(local["resolved"], job["resolved"])
+    named = [name for name in differing if name not in ALLOWED]
+    here, there = local["losses"][:10], job["losses"][:10]
+    apart = [abs(a - b) for a, b in zip(here, there, strict=False)]
+    same_losses = len(here) == len(there) > 0 and all(difference <= TOLERANCE for difference in apart)  # NaN is no match
+    order = next((i for i, (a, b) in enumerate(zip(local["batches"], job["batches"], strict=False)) if a != b), None)
+    same_batches = order is None and len(local["batches"]) == len(job["batches"]) > 0
+    prints = local["fingerprint"], job["fingerprint"]
+    checks = [
+        _check("fingerprint", prints[0] == prints[1], f"{prints[0][:12]} here, {prints[1][:12]} in the job"),
+        _check("batches", same_batches, f"{len(local['batches'])} batches" if same_batches else f"batch {order} is the first that differs"),
+        _check("arguments", not named, ", ".join(f"{name} ({differing[name][0]} → {differing[name][1]})" for name in named) or "all equal"),
+        _check("losses", same_losses, f"largest difference {max(apart, default=math.nan):.2g} over {len(apart)} steps"),
+    ]
+    return {
+        "passed": all(check["passed"] for check in checks),
+        "checks": checks,
+        "allowed": [{"name": name, "why": ALLOWED[name]} for name in differing if name in ALLOWED],
+        "losses": {"local": _finite(here), "job": _finite(there)},
+        "tolerance": TOLERANCE,
+    }
+
+
+def _finite(losses: Sequence[float]) -> list[float | None]:
+    return [loss if math.isfinite(loss) else None for loss in losses]
+
+
+def _check(name: str, passed: bool, detail: str) -> dict[str, Any]:
+    return {"name": name, "passed": bool(passed), "detail": portable(detail)}
+
+
+def _differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted name → both values, for every leaf that is not equal."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted({*here, *there}):
+        a, b = here.get(name), there.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found[prefix + name] = (a, b)
+    return found
