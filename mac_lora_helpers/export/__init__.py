@@ -26,6 +26,8 @@ _HOMES = {
     "push": "push_send",
     "HubError": "push_errors",
     "write_job": "job",
+    "check_parity": "job_parity",
+    "ParityReport": "job_parity",
 }
 
 __all__ = sorted(_HOMES)
