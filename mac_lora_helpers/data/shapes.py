@@ -116,6 +116,8 @@ def _string(value: Any, field: str, faults: Faults, empty: bool = False) -> str:
 
 
 def _messages(row: Row, field: str, faults: Faults) -> Parsed:
+    if row.get(field) is None and row.get("conversations") is not None:
+        field = "conversations"
     if _missing(row, field, faults):
         return None, None, None
     return read_messages(row[field], field, faults), None, read_tools(row.get("tools"), faults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -67,20 +68,24 @@ def _sizes(count: int, config: Config, found: Found) -> tuple[int, int, list[str
             "no_rows", where, "only one row is different from the others; train and test need one each",
             fix=f"2 different rows would do; {wanted} give test its share of {config.test_share:g}",
         )  # fmt: skip
-    test = min(max(1, round(count * config.test_share)), count - 1)
-    valid = round(count * config.valid_share)
-    if valid == 0 and config.valid_share > 0 and count >= 10:
-        valid = 1
+    test, valid = _shares(count, config)
     if asked and valid == 0:
+        enough = next(more for more in itertools.count(count) if _shares(more, config)[1])
         raise file_error(
             "no_rows", where, f"{count} different rows leave none for valid_share={config.valid_share:g}",
-            fix=f"{min(10, math.ceil(0.5 / config.valid_share) + 1)} different rows would do; or leave valid_share out",
+            fix=f"{enough} different rows would do; or leave valid_share out",
         )  # fmt: skip
-    valid = min(valid, count - test - 1)
     notes = [] if valid else [f"valid is empty: {count} different rows are too few to keep some back for the loss during training"]
     if count * config.test_share < 1:
         notes.append(f"test holds one row: {count} different rows at a share of {config.test_share:g}")
     return test, valid, notes if config.valid_share else notes[1:]
+
+
+def _shares(count: int, config: Config) -> tuple[int, int]:
+    """Groups for test (at least one) and for valid (at least one of ten), of ``count``; train keeps at least one."""
+    test = min(max(1, round(count * config.test_share)), count - 1)
+    valid = max(round(count * config.valid_share), int(config.valid_share > 0 and count >= 10))
+    return test, min(valid, count - test - 1)
 
 
 def _mix(values: np.ndarray, seed: int) -> np.ndarray:

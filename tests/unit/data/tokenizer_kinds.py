@@ -61,6 +61,7 @@ KINDS = {
     "llama3": (LLAMA3, ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|begin_of_text|>", "<|eot_id|>"),
     "gpt2": (None, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>", "<|endoftext|>"),
     "llama2": ("metaspace", ["<s>", "</s>", "<unk>"], "<s>", "</s>"),
+    "ascii": ("metaspace", ["<s>", "</s>", "<unk>"], "<s>", "</s>"),  # without bytes to fall back on
 }
 
 
@@ -72,13 +73,13 @@ def _trained(kind: str) -> str:
     pattern, specials, bos, _ = KINDS[kind]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if pattern == "metaspace":
-        rust = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        rust = Tokenizer(models.BPE(byte_fallback=kind == "llama2", unk_token="<unk>", fuse_unk=True))
         rust.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         rust.decoder = decoders.Sequence(
             [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
         )
         alphabet = [chr(code) for code in range(32, 127)] + ["▁", "\n"]
-        specials = [*specials, *(f"<0x{byte:02X}>" for byte in range(256))]
+        specials = [*specials, *(f"<0x{byte:02X}>" for byte in range(256) if kind == "llama2")]
     else:
         rust = Tokenizer(models.BPE())
         rust.normalizer = normalizers.NFC() if kind == "qwen2" else None
@@ -104,7 +105,7 @@ def tokenizer_of(kind: str, template: str | None = CHATML):
     _, specials, bos, eos = KINDS[kind]
     special = {"bos_token": bos, "eos_token": eos, "pad_token": specials[0]}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_trained(kind)), **special)
-    if kind == "llama2":
+    if "<unk>" in specials:
         tokenizer.unk_token = "<unk>"
     tokenizer.chat_template = template
     return tokenizer

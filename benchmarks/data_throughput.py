@@ -1,0 +1,263 @@
+"""Data stage against the bare tokenizer: conversations a second, peak memory, batch shapes, padding.
+
+    python benchmarks/data_throughput.py [--quick] [--rows 200000]
+
+One JSON Lines file of synthetic conversations is loaded, checked, split and turned into tokens with
+labels, in a process of its own; the other side is the fast tokenizer alone on the same rendered
+texts, in batches of 1,000, without reading, checking, rendering or labels. The sides alternate; the
+ratio is between medians. Then the batch shapes of 500 rows at 512 tokens, beside what random order
+with padding to the longest row of a batch would show. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SYLLABLES = (
+    "ba be bi bo bu ca ce co da de di do fa fi fo ga go ha he ho ka ki la le li lo ma me mi mo na ne ni no pa pe pi po "
+    "ra re ri ro sa se si so ta te ti to va ve vi vo za zo ing er al ent ion st tr pr"
+).split()
+TEMPLATE_NAME = "qwen2_5"
+
+
+def words(count: int) -> list[str]:
+    """Invented words; a few stand for most of the text, as in a language."""
+    rng = random.Random(7)
+    return list(dict.fromkeys("".join(rng.choices(SYLLABLES, k=rng.choice((1, 2, 2, 3, 3, 4)))) for _ in range(count)))
+
+
+class Talk:
+    """Ultrachat-like conversations: one to four exchanges, answers far longer than questions."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.rng, self.words = random.Random(seed), words(40_000)
+        weights = [1 / (rank + 2.7) for rank in range(len(self.words))]
+        self.stock = self.rng.choices(self.words, weights, k=400_000)
+
+    def text(self, mean: float) -> str:
+        """Sentences and paragraphs of log-normal length, around ``mean`` words."""
+        count = max(3, int(self.rng.lognormvariate(0, 0.5) * mean))
+        start = self.rng.randrange(len(self.stock) - 2000)
+        taken = self.stock[start : start + min(count, 2000)]
+        sentences = [" ".join(taken[i : i + 12]).capitalize() + "." for i in range(0, len(taken), 12)]
+        return "".join(sentence + ("\n\n" if i % 5 == 4 else " ") for i, sentence in enumerate(sentences)).strip()
+
+    def row(self) -> dict:
+        """One conversation."""
+        messages = []
+        for _ in range(self.rng.choice((1, 2, 2, 3, 4))):
+            messages.append({"role": "user", "content": self.text(25)})
+            messages.append({"role": "assistant", "content": self.text(140)})
+        return {"messages": messages}
+
+
+def make_tokenizer(folder: Path, vocabulary: int) -> None:
+    """A byte-level BPE tokenizer with Qwen2's pre-tokenizer and Qwen2.5's chat template."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    rust = Tokenizer(models.BPE())
+    rust.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    rust.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    rust.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    talk = Talk(seed=2)
+    rust.train_from_iterator((message["content"] for _ in range(2000) for message in talk.row()["messages"]), trainer)
+    rust.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rust, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = chat_template()
+    tokenizer.save_pretrained(folder)
+
+
+def chat_template() -> str:
+    """Qwen2.5's own template, as TRL ships it."""
+    import importlib.util
+
+    folder = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+    return (folder / f"{TEMPLATE_NAME}.jinja").read_text(encoding="utf-8")
+
+
+def prepare(folder: Path, rows: int) -> None:
+    """The tokenizer, the data file and the rendered texts."""
+    from transformers import AutoTokenizer
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    make_tokenizer(folder / "model", 16_000)
+    template, talk = AutoTokenizer.from_pretrained(folder / "model").chat_template, Talk()
+    with (folder / "data.jsonl").open("w") as data, (folder / "texts.jsonl").open("w") as texts:
+        for _ in range(0, rows, 500):
+            batch = [talk.row() for _ in range(min(500, rows))]
+            data.writelines(json.dumps(row) + "\n" for row in batch)
+            rendered, _ = render_jinja_template([row["messages"] for row in batch], chat_template=template)
+            texts.writelines(json.dumps(text) + "\n" for text in rendered)
+
+
+def batches(path: Path, size: int = 1000) -> Iterator[list[str]]:
+    """Rendered texts, read outside the timed part."""
+    batch: list[str] = []
+    with path.open() as stream:
+        for line in stream:
+            batch.append(json.loads(line))
+            if len(batch) == size:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
+
+
+def side_bare(folder: Path) -> dict:
+    """Seconds that the tokenizer alone takes, as called by users and as the Rust call without offsets."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer("warm up")
+    seconds = rust = rows = tokens = 0
+    for index, batch in enumerate(batches(folder / "texts.jsonl")):
+        begin = time.perf_counter()
+        ids = tokenizer(batch, add_special_tokens=False)["input_ids"]
+        seconds += time.perf_counter() - begin
+        rows, tokens = rows + len(batch), tokens + sum(map(len, ids))
+        if index % 4 == 0:
+            begin = time.perf_counter()
+            ids = [item.ids for item in tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+            rust += (time.perf_counter() - begin) / len(batch)
+    return {"seconds": seconds, "rows": rows, "tokens": tokens, "rust_rows_per_second": (index // 4 + 1) / rust}
+
+
+def side_ours(folder: Path) -> dict:
+    """Seconds of load, validate, split and encode, and this process's peak memory."""
+    from mac_lora_helpers import data
+    from mac_lora_helpers.config import resolve
+
+    config = resolve({"model_id": str(folder / "model"), "data_files": str(folder / "data.jsonl"), "max_seq_length": 4096}, env={})
+    tokenizer = data.load_tokenizer(config)
+    import datasets  # noqa: F401 - imported here so that its start-up is not timed
+
+    begin = time.perf_counter()
+    source = data.load(config)
+    found = data.validate(source, config)
+    checked = time.perf_counter()
+    encoded = data.encode(data.split(found, config), tokenizer, config)
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "seconds": end - begin, "validate": checked - begin, "encode": end - checked, "rows": len(found.rows), "peak_bytes": peak,
+        "tokens": encoded.tokens["total"], "masking": encoded.masking, "template": encoded.template_name,
+    }  # fmt: skip
+
+
+def side_shapes(folder: Path) -> dict:
+    """Batch shapes and padding of 500 rows at 512 tokens, ours and the plain recipe's, for batch sizes 1, 2 and 4."""
+    from mac_lora_helpers import data
+    from mac_lora_helpers.config import resolve
+
+    lines = (folder / "data.jsonl").open().readlines()[:500]
+    (folder / "five.jsonl").write_text("".join(lines))
+    values = {"model_id": str(folder / "model"), "data_files": str(folder / "five.jsonl"), "max_seq_length": 512, "max_damaged_share": 1}
+    config = resolve(values, env={})
+    encoded = data.encode(data.split(data.validate(data.load(config), config), config), data.load_tokenizer(config), config)
+    lengths = [length for part in data.lengths(encoded).values() for length in part]
+    plain = plain_lengths(folder, 512)
+    result = {}
+    for size in (1, 2, 4):
+        ours, theirs = data.batch_shapes(lengths, size, seed=42), data.batch_shapes(plain, size, seed=42, grouped=False)
+        result[f"batch_{size}"] = {
+            "shapes": len(ours.shapes), "padding": round(ours.padding, 4),
+            "plain_shapes": len(theirs.shapes), "plain_padding": round(theirs.padding, 4),
+        }  # fmt: skip
+    return {"rows": len(lengths), "mean_length": statistics.mean(lengths), "plain_mean_length": statistics.mean(plain), **result}
+
+
+def plain_lengths(folder: Path, limit: int) -> list[int]:
+    """Row lengths under the plain recipe: rendered, tokenized, cut at the limit."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    texts = next(batches(folder / "texts.jsonl", 500))
+    return [min(len(ids), limit) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def child(side: str, folder: Path) -> dict:
+    """Runs one side in a process of its own."""
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def conditions(rows: int, repeats: int) -> dict:
+    """Versions, threads and sizes."""
+    names = ("transformers", "tokenizers", "datasets", "pyarrow")
+    return {
+        "rows": rows, "repeats": repeats, "cores": os.cpu_count(), "python": platform.python_version(), "machine": platform.machine(),
+        "system": platform.system(), "versions": {name: importlib.metadata.version(name) for name in names},
+    }  # fmt: skip
+
+
+def report(bare: list[dict], ours: list[dict], shapes: dict, rows: int) -> None:
+    """The table and the JSON line."""
+    rate = statistics.median(side["rows"] / side["seconds"] for side in bare)
+    rust = statistics.median(side["rust_rows_per_second"] for side in bare)
+    own = statistics.median(side["rows"] / side["seconds"] for side in ours)
+    peak = max(side["peak_bytes"] for side in ours)
+    tokens = ours[0]["tokens"] / ours[0]["rows"]
+    print(f"{'side':<44}{'rows/s':>10}{'tokens/s':>12}")
+    for name, value in (
+        ("bare tokenizer", rate),
+        ("bare tokenizer, Rust call without offsets", rust),
+        ("load + validate + split + encode", own),
+    ):
+        print(f"{name:<44}{value:>10,.0f}{value * tokens:>12,.0f}")
+    print(f"\nratio to the bare tokenizer {own / rate:.2f} (to the Rust call {own / rust:.2f}); peak memory {peak / 1e9:.2f} GB\n")
+    print(f"{'500 rows at 512 tokens':<24}{'shapes':>8}{'padding':>10}{'plain shapes':>14}{'plain padding':>15}")
+    for size in (1, 2, 4):
+        line = shapes[f"batch_{size}"]
+        print(f"batch size {size:<13}{line['shapes']:>8}{line['padding']:>10.1%}{line['plain_shapes']:>14}{line['plain_padding']:>15.1%}")
+    result = {
+        "ratio": round(own / rate, 3), "ratio_to_rust": round(own / rust, 3), "peak_bytes": peak, "rows_per_second": round(own),
+        "bare_rows_per_second": round(rate), "tokens_per_row": round(tokens), "masking": ours[0]["masking"], "shapes": shapes,
+        "conditions": conditions(rows, len(ours)),
+    }  # fmt: skip
+    print(json.dumps(result))
+
+
+def main() -> None:
+    """Prepares the data, alternates the sides, prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="6,000 rows, three rounds, under two minutes")
+    parser.add_argument("--rows", type=int, default=0, help="conversations (200,000)")
+    parser.add_argument("--side", choices=("bare", "ours", "shapes"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(globals()[f"side_{options.side}"](options.folder)))
+        return
+    rows, repeats = options.rows or (6_000 if options.quick else 200_000), 3 if options.quick else 1
+    with tempfile.TemporaryDirectory(prefix="data-throughput-") as name:
+        folder = Path(name)
+        prepare(folder, rows)
+        bare, ours = [child("bare", folder)], []
+        for _ in range(repeats):
+            ours.append(child("ours", folder))
+            bare.append(child("bare", folder))
+        report(bare, ours, child("shapes", folder), rows)
+
+
+if __name__ == "__main__":
+    main()
