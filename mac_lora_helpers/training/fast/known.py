@@ -74,6 +74,8 @@ def _require_family(base: Any) -> None:
     home = f"transformers.models.{config.model_type}."
     if not type(base).__module__.startswith(home) or not all(type(layer).__module__.startswith(home) for layer in base.model.layers):
         raise Unknown("the model's code is not transformers' own")
+    if config._attn_implementation != "sdpa":
+        raise Unknown(f"attention is computed by {config._attn_implementation}, not sdpa")
     if config.hidden_act not in ("silu", "swish"):
         raise Unknown(f"its activation is {config.hidden_act}, not silu")
     if base.model.rotary_emb.inv_freq.numel() * 2 != base.model.layers[0].self_attn.head_dim:

@@ -1,0 +1,215 @@
+"""Puts the fast path into a trainer and takes it out again."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mac_lora_helpers.training import memory
+from mac_lora_helpers.training.fast.head import FrozenHead, chunk_rows
+from mac_lora_helpers.training.fast.known import Unknown, require_known
+from mac_lora_helpers.training.fast.layer import Work, run_layer
+from mac_lora_helpers.training.fast.plan import Kept, Plan, choose_plan, kept
+
+IGNORED = -100
+#: Above this share of rows with a label the last layer computes all of them: choosing would cost more than it saves.
+NEARLY_ALL = 0.9
+#: On MPS the number of chosen rows is rounded up, so that few distinct shapes occur and the allocator can reuse its buffers.
+GRANULE = {"mps": 64}
+#: Share of the free memory to plan with.
+SHARE = 0.9
+_NAME = "_fast_path"
+_KNOWN_INPUTS = {"input_ids", "attention_mask", "use_cache", "return_dict"}
+
+
+@dataclass(frozen=True)
+class FastReport:
+    """What ``make_fast`` did.
+
+    Attributes:
+        applied: whether the fast path is in.
+        reason: why it is, or what spoke against it.
+        parts: what it does, one phrase each.
+        plan: what is computed again; None if not applied.
+        differences: relative differences to the plain path on a short batch: ``loss`` and ``gradient``; empty if not compared.
+    """
+
+    applied: bool
+    reason: str
+    parts: list[str] = field(default_factory=list)
+    plan: Plan | None = None
+    differences: dict[str, float] = field(default_factory=dict)
+
+
+def make_fast(trainer: Any, recompute: str = "auto", budget_bytes: int | None = None, compare: bool = True) -> FastReport:
+    """Lets a trainer's training steps take the fast path, if it knows the model and gets the plain path's numbers.
+
+    Args:
+        trainer: TRL's ``SFTTrainer`` with a PEFT LoRA model, before ``train``.
+        recompute: auto: the least that fits when the trainer's gradient checkpointing is on, nothing when it is off.
+            Or nothing, mlp, layers.
+        budget_bytes: what the backward pass may keep; None: 90 % of what is free now, less what training still allocates.
+        compare: try both paths on a short batch first and refuse on a difference.
+
+    Returns:
+        A report; a model that is not known is reported, not raised.
+    """
+    undo(trainer)
+    try:
+        require_known(trainer)
+    except Unknown as unknown:
+        return FastReport(False, str(unknown))
+    plan = _plan(trainer, recompute, budget_bytes)
+    path = _FastPath(trainer.model.get_base_model(), plan)
+    path.install()
+    differences = {}
+    if compare:
+        from mac_lora_helpers.training.fast.check import compare_paths
+
+        differences, problem = compare_paths(trainer, path)
+        if problem:
+            path.remove()
+            return FastReport(False, problem, differences=differences)
+    return FastReport(True, _reason(trainer, differences), _parts(path), plan, differences)
+
+
+def undo(trainer: Any) -> None:
+    """Takes the fast path out; the trainer's next steps are TRL's own."""
+    model = trainer.model
+    path = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, _NAME, None)
+    if path is not None:
+        path.remove()
+
+
+def _plan(trainer: Any, recompute: str, budget: int | None) -> Plan:
+    model, device = trainer.model, trainer.args.device.type
+    config, itemsize = model.get_base_model().config, model.get_base_model().dtype.itemsize
+    rows, length = _batch_shape(trainer)
+    sizes = kept(config, rows, length, itemsize, model.active_peft_config, device)
+    if recompute == "auto" and not trainer.args.gradient_checkpointing:
+        recompute = "nothing"
+    if recompute == "auto" and budget is None:
+        budget = _budget(model, config, rows * length, itemsize, device, sizes)
+    return choose_plan(sizes, budget, recompute)
+
+
+def _batch_shape(trainer: Any) -> tuple[int, int]:
+    """Rows and tokens of the largest batch."""
+    data = trainer.train_dataset.select_columns(["input_ids"]).with_format("arrow")
+    longest = max(len(ids) for ids in data["input_ids"])
+    return min(trainer.args.per_device_train_batch_size, len(data)), longest
+
+
+def _budget(model: Any, config: Any, tokens: int, itemsize: int, device: str, sizes: Kept) -> int:
+    """Free memory, less gradients and optimizer (12 bytes an adapter parameter), logits and one layer's backward pass."""
+    adapter = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logits = chunk_rows(config.vocab_size, itemsize) * config.vocab_size * itemsize
+    return int(memory.available(device) * SHARE) - 12 * adapter - logits - 2 * sizes.wide
+
+
+def _reason(trainer: Any, differences: dict[str, float]) -> str:
+    if not differences:
+        return "known architecture; not compared with the plain path"
+    numbers = f"loss {differences['loss']:.0e}, gradient {differences['gradient']:.0e}"
+    return f"same numbers as the plain path on a short batch on {trainer.args.device.type} (relative difference: {numbers})"
+
+
+def _parts(path: _FastPath) -> list[str]:
+    head = path.base.get_output_embeddings().weight
+    return [
+        f"loss only where a label is, {chunk_rows(head.shape[0], head.element_size())} rows of logits at a time, their gradient taken at once",
+        "RMSNorm, LoRA and SwiGLU keep only what the backward pass needs",
+        "the last layer's MLP only where a label follows",
+        "no gradient to the embeddings",
+        str(path.plan),
+    ]
+
+
+class _FastPath:
+    """Stands before the base model's ``forward`` and takes over a training step's call with labels."""
+
+    def __init__(self, base: Any, plan: Plan) -> None:
+        # steps: forward passes taken so far, for tests and benchmarks
+        self.base, self.plan, self.plain = base, plan, base.forward
+        self.enabled, self.steps = True, 0
+        self.chunk = chunk_rows(base.config.vocab_size, base.dtype.itemsize)
+
+    def install(self) -> None:
+        path = self
+
+        @functools.wraps(self.plain)
+        def forward(_: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **inputs: Any) -> Any:
+            if fused_lm_head and not args and path.takes(labels, inputs):
+                return path.step(labels, inputs)
+            if fused_lm_head:
+                inputs["fused_lm_head"] = True
+            if labels is not None:
+                inputs["labels"] = labels
+            return path.plain(*args, **inputs)
+
+        self.base.forward = types.MethodType(forward, self.base)
+        setattr(self.base, _NAME, self)
+
+    def remove(self) -> None:
+        self.base.forward = self.plain
+        if hasattr(self.base, _NAME):
+            delattr(self.base, _NAME)
+
+    def takes(self, labels: Any, inputs: dict[str, Any]) -> bool:
+        """A training step over token ids with at least one label; anything else is the plain path's."""
+        if not (self.enabled and torch.is_grad_enabled() and self.base.training and labels is not None):
+            return False
+        given = {name for name, value in inputs.items() if value is not None}
+        return given <= _KNOWN_INPUTS and bool((labels[:, 1:] != IGNORED).any())
+
+    def step(self, labels: torch.Tensor, inputs: dict[str, Any]) -> Any:
+        """TRL's ``FusedCausalLMOutput`` for one batch; labels (rows, tokens)."""
+        from trl.trainer.utils import FusedCausalLMOutput
+
+        self.steps += 1
+        follows, mask, chosen, targets = _positions(labels, GRANULE.get(labels.device.type, 1))
+        rows = chosen if len(chosen) < NEARLY_ALL * labels.numel() else None
+        inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs.get("attention_mask"), "use_cache": False}
+        with self._layers(rows):
+            hidden = self.base.model(**inputs).last_hidden_state
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        hidden = hidden if rows is not None else hidden.index_select(0, chosen)
+        scored = FrozenHead.apply(hidden, self.base.get_output_embeddings().weight, targets, self.chunk)
+        log_p, entropy, hit = (x.new_zeros(mask.shape).masked_scatter(mask, x[:follows]) for x in scored)
+        return FusedCausalLMOutput(loss=-log_p.sum() / follows, log_probs=log_p, entropy=entropy, is_top1=hit, label_mask=mask)
+
+    @contextlib.contextmanager
+    def _layers(self, rows: torch.Tensor | None) -> Iterator[None]:
+        """The decoder layers run here for the time of a block; outside of it they are untouched."""
+        layers = self.base.model.layers[: self.base.config.num_hidden_layers]
+        last = len(layers) - 1
+        for index, layer in enumerate(layers):
+            work = Work(index == 0, rows if index == last else None, self.plan.again(index))
+            layer.forward = functools.partial(run_layer, layer, work)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward
+
+
+def _positions(labels: torch.Tensor, granule: int) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where a label follows: how many, the mask (rows, tokens − 1), flat indices into rows × tokens, and the labels.
+
+    The indices are padded with the first one to a multiple of ``granule``; what comes of the padding is cut off, so its
+    gradient is zero.
+    """
+    mask = labels[:, 1:] != IGNORED
+    chosen = torch.nn.functional.pad(mask, (0, 1)).reshape(-1).nonzero().squeeze(-1)
+    targets = labels[:, 1:][mask]
+    count, missing = len(chosen), -len(chosen) % granule
+    if missing:
+        chosen = torch.cat([chosen, chosen[:1].expand(missing)])
+        targets = torch.cat([targets, targets[:1].expand(missing)])
+    return count, mask, chosen, targets
