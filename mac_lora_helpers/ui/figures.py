@@ -95,12 +95,11 @@ def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Ma
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     names = [name for name in total if total[name]]
     shares = [100 * supervised[name] / total[name] for name in names]
-    right.barh(names, shares, color=BLUE, label="trained")
-    right.barh(names, [100 - share for share in shares], left=shares, color="#cccccc", label="context")
-    for index, (name, share) in enumerate(zip(names, shares, strict=True)):
-        words = f"{supervised[name]:,} of {total[name]:,} tokens ({share:.0f} %)"
-        inside = {"x": 2, "ha": "left", "color": "white"} if share > 60 else {"x": 98, "ha": "right"}
-        right.text(y=index, s=words, va="center", **inside)
+    right.barh(range(len(names)), shares, color=BLUE, label="trained")
+    right.barh(range(len(names)), [100 - share for share in shares], left=shares, color="#cccccc", label="context")
+    for index, share in enumerate(shares):
+        right.text(share / 2, index, f"{share:.0f} %", va="center", ha="center", color="white", fontweight="bold")
+    right.set_yticks(range(len(names)), [f"{name}\n{supervised[name]:,} of\n{total[name]:,}" for name in names])
     right.set(title="Tokens that the loss counts", xlabel="share of the tokens (%)", xlim=(0, 100))
     right.invert_yaxis()
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
@@ -137,7 +136,7 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], total_steps: int | None = Non
     handles = [*right.get_lines(), *twin.get_lines()]
     right.legend(handles, [line.get_label() for line in handles], loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     for axes in (left, right):
-        axes.set_xlim(0, total_steps or None)
+        axes.set_xlim(0, total_steps if total_steps and total_steps > 0 else None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (right, twin):
         axes.set_ylim(bottom=0)
@@ -191,14 +190,14 @@ def comparison_figure(metrics: Mapping[str, Any]) -> Picture:
     left.bar_label(bars, [f"{loss:.3f}\nperplexity {metrics[name]['perplexity']:.3g}" for name, loss in zip(names, losses, strict=True)])
     left.set(title="Loss on the expected answers (lower is better)", ylabel="loss (nats per token)")
     left.margins(y=0.25)
-    scores = [key for key in ("exact_match", "contains", "valid_json", "token_f1", "stop_rate") if metrics["tuned"].get(key) is not None]
+    scores = [key for key in ("exact_match", "valid_json", "token_f1", "stop_rate") if metrics["tuned"].get(key) is not None]
     for offset, name, colour in zip((-0.2, 0.2), names, colours, strict=True):
         values = [100 * metrics[name][key] for key in scores]
         right.bar_label(right.bar([i + offset for i in range(len(scores))], values, width=0.38, color=colour, label=name), fmt="%.0f")
-    right.set_xticks(range(len(scores)), [key.replace("_", " ") for key in scores])
+    right.set_xticks(range(len(scores)), [key.replace("_", "\n") for key in scores])
     right.set(title="Answers (higher is better)", ylabel="share of the examples (%)", ylim=(0, 118))
     if scores:
-        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     else:
         right.text(0.5, 0.5, "plain text has no expected answers", ha="center", transform=right.transAxes)
     return figure

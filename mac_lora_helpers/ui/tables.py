@@ -76,6 +76,10 @@ def _text(value: Any) -> str:
         return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_text(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple, set)):
+        return ", ".join(sorted(map(_text, value)))
     return str(value)
 
 
