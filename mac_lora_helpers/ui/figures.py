@@ -211,13 +211,19 @@ def equivalence_figure(report: Mapping[str, Any]) -> Picture:
         report: the content of ``export/equivalence.json``.
     """
     items = [item for item in report["artefacts"] if item.get("greedy_agreement") is not None]
-    figure, (axes,) = _figure(1, "Does the export still say what the adapter said?", height=1.4 + 0.5 * max(1, len(items)))
-    names = [item["name"] for item in items]
-    shares = [100 * item["greedy_agreement"] for item in items]
-    colours = [BLUE if item["passed"] else RED for item in items]
-    bars = axes.barh(names, shares, color=colours)
-    labels = [f"{share:.0f} %  {'passed' if item['passed'] else 'FAILED'}" for share, item in zip(shares, items, strict=True)]
-    axes.bar_label(bars, labels, padding=4)
+    bars = [(item["name"], item["greedy_agreement"], *(("passed", BLUE) if item["passed"] else ("FAILED", RED))) for item in items]
+    if control := report.get("control"):
+        bars.append(
+            (
+                control["name"],
+                control["greedy_agreement"],
+                "differs, as it must" if not control["passed"] else "PASSED: the check shows nothing",
+                GREY,
+            )
+        )
+    figure, (axes,) = _figure(1, "Does the export still say what the adapter said?", height=1.6 + 0.4 * max(1, len(bars)))
+    drawn = axes.barh([name for name, *_ in bars], [100 * share for _, share, *_ in bars], color=[colour for *_, colour in bars])
+    axes.bar_label(drawn, [f"{100 * share:.0f} %  {words}" for _, share, words, _ in bars], padding=4)
     axes.set(xlabel="prompts answered with the same greedy tokens (%)", xlim=(0, 125), title="")
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.invert_yaxis()

@@ -18,7 +18,9 @@ MARKS = {
     "fail": ("✗ fail", "#c43c1a"),
     "failed": ("✗ failed", "#c43c1a"),
 }
-_CELL = "text-align:left;vertical-align:top;padding:3px 10px;white-space:pre-wrap;max-width:44em;overflow-wrap:anywhere"
+_CELL = "text-align:left;vertical-align:top;padding:3px 10px;white-space:pre-wrap;max-width:44em;overflow-wrap:break-word"
+#: Values up to this length are not broken over lines.
+_SHORT = 14
 
 
 class Table:
@@ -64,7 +66,8 @@ def _cell(value: str) -> str:
         text, colour = MARKS[value]
         badge = f"background:{colour};color:#fff;border-radius:4px;padding:1px 6px;white-space:nowrap"
         return f'<td style="{_CELL}"><span style="{badge}">{text}</span></td>'
-    return f'<td style="{_CELL}">{html.escape(value)}</td>'
+    style = _CELL.replace("pre-wrap", "nowrap") if len(value) <= _SHORT and "\n" not in value else _CELL
+    return f'<td style="{style}">{html.escape(value)}</td>'
 
 
 def _text(value: Any) -> str:
