@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir, portable
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
@@ -185,9 +186,11 @@ def _card_values(found: Mapping[str, Any], config: Config, base: Base, kinds: li
         "findings": [str(finding) for finding in metrics.get("findings", [])],
         "intervals": intervals,
         "examples": metrics.get("examples", "?"),
+        "loss_examples": metrics.get("loss_examples"),
         "verdict": metrics["verdict"] if isinstance(metrics.get("verdict"), str) else "",
         "equivalence": [card_rows.equivalence_row(item) for item in found.get("equivalence", {}).get("artefacts", [])],
         "versions": card_rows.versions(found),
+        "writer": f"mac-lora-helpers {__version__}",
         "licence": _licence(base, _dataset_id(found)),
     }
 

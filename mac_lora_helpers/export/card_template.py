@@ -35,7 +35,8 @@ Not recorded: neither `train_config.json` nor `train_metrics.json` was there whe
 {% endif %}
 ## Base against tuned
 {% if scores %}
-Measured on {{ examples }} held-out examples that were not trained on.
+Measured on held-out rows that were not trained on: {{ examples }} answered
+{%- if loss_examples %}, the loss over {{ loss_examples }}{% endif %}.
 
 | | base | tuned | {{ 'difference (95 % interval)' if intervals else 'difference' }} | |
 |---|---|---|---|---|
@@ -60,9 +61,9 @@ Not checked: `export/equivalence.json` was not there when this card was written.
 {% endif %}
 ## Versions
 {% if versions %}
-{{ versions }}
+Trained with {{ versions }}; this card was written by {{ writer }}.
 {% else %}
-Not recorded.
+Not recorded; this card was written by {{ writer }}.
 {% endif %}
 ## Licence
 

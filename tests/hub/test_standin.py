@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
@@ -110,6 +115,21 @@ def test_limits(api, hub):
     assert status(lambda: api.create_commit("alice/model", [CommitOperationAdd("w.bin", WEIGHTS)], commit_message="x")) == 413
     hub.state.largest, hub.state.quota = None, 100
     assert status(lambda: api.create_commit("alice/model", [CommitOperationAdd("w.bin", WEIGHTS)], commit_message="x")) == 403
+
+
+def test_the_hf_command_talks_to_it(api, hub, alice, tmp_path):
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "weights.safetensors").write_bytes(WEIGHTS)
+    settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": alice, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+
+    def hf(*words):
+        command = [Path(sys.executable).with_name("hf"), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **settings}).stdout
+
+    assert "alice" in hf("auth", "whoami")
+    hf("upload", "alice/model", str(tmp_path / "up"), ".")
+    hf("download", "alice/model", "--local-dir", str(tmp_path / "down"))
+    assert (tmp_path / "down" / "weights.safetensors").read_bytes() == WEIGHTS
 
 
 def test_faults_hit_the_requests_they_name(api, hub):
