@@ -256,12 +256,15 @@ def summarize(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints the table."""
-    print(f"{'case':15} {'variant':20} {'s/step':>8} {'speed':>6} {'peak MB':>8} {'ratio':>6} {'of GEMM':>7} {'loss':>10} {'gradient':>10}  bar")
+    heads = ("case", "variant", "s/step", "speed", "peak MB", "ratio", "of GEMM", "loss", "gradient", "bar")
+    print("{:15} {:20} {:>8} {:>6} {:>8} {:>6} {:>7} {:>10} {:>10}  {}".format(*heads))
     for row in rows:
         bar = BARS.get((row["case"], row["variant"]))
         want = "" if not bar else f">= {bar[0]}x" + (f" at <= {bar[1]}x" if bar[1] else "")
         cells = [row["seconds"], row["speedup"], row.get("peak_mb", ""), row.get("peak_ratio", ""), row.get("gemm_share", "")]
-        print(f"{row['case']:15} {row['variant']:20} {cells[0]:8.3f} {cells[1]:6.2f} {cells[2]!s:>8} {cells[3]!s:>6} {cells[4]!s:>7}", end="")
+        print(
+            f"{row['case']:15} {row['variant']:20} {cells[0]:8.3f} {cells[1]:6.2f} {cells[2]!s:>8} {cells[3]!s:>6} {cells[4]!s:>7}", end=""
+        )
         print(f" {row.get('loss', float('nan')):10.6f} {row.get('grad_norm', float('nan')):10.6f}  {want}")
 
 

@@ -13,7 +13,7 @@ import torch
 
 from mac_lora_helpers.training import memory
 from mac_lora_helpers.training.fast.head import FrozenHead, chunk_rows
-from mac_lora_helpers.training.fast.known import Unknown, require_known
+from mac_lora_helpers.training.fast.known import Parts, Unknown, require_known, take_apart
 from mac_lora_helpers.training.fast.layer import Work, run_layer
 from mac_lora_helpers.training.fast.plan import Kept, Plan, choose_plan, kept
 
@@ -121,9 +121,8 @@ def _reason(trainer: Any, differences: dict[str, float]) -> str:
 
 
 def _parts(path: _FastPath) -> list[str]:
-    head = path.base.get_output_embeddings().weight
     return [
-        f"loss only where a label is, {chunk_rows(head.shape[0], head.element_size())} rows of logits at a time, their gradient taken at once",
+        f"loss only where a label is, {path.chunk} rows of logits at a time, their gradient taken at once",
         "RMSNorm, LoRA and SwiGLU keep only what the backward pass needs",
         "the last layer's MLP only where a label follows",
         "no gradient to the embeddings",
@@ -145,8 +144,8 @@ class _FastPath:
 
         @functools.wraps(self.plain)
         def forward(_: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **inputs: Any) -> Any:
-            if fused_lm_head and not args and path.takes(labels, inputs):
-                return path.step(labels, inputs)
+            if fused_lm_head and not args and path.takes(labels, inputs) and (parts := path.parts()):
+                return path.step(parts, labels, inputs)
             if fused_lm_head:
                 inputs["fused_lm_head"] = True
             if labels is not None:
@@ -168,7 +167,14 @@ class _FastPath:
         given = {name for name, value in inputs.items() if value is not None}
         return given <= _KNOWN_INPUTS and bool((labels[:, 1:] != IGNORED).any())
 
-    def step(self, labels: torch.Tensor, inputs: dict[str, Any]) -> Any:
+    def parts(self) -> list[Parts] | None:
+        """The decoder layers as they are now; None when one is not as the fast path knows it (the adapter is off, merged, …)."""
+        try:
+            return [take_apart(layer) for layer in self.base.model.layers[: self.base.config.num_hidden_layers]]
+        except Unknown:
+            return None
+
+    def step(self, parts: list[Parts], labels: torch.Tensor, inputs: dict[str, Any]) -> Any:
         """TRL's ``FusedCausalLMOutput`` for one batch; labels (rows, tokens)."""
         from trl.trainer.utils import FusedCausalLMOutput
 
@@ -176,7 +182,7 @@ class _FastPath:
         follows, mask, chosen, targets = _positions(labels, GRANULE.get(labels.device.type, 1))
         rows = chosen if len(chosen) < NEARLY_ALL * labels.numel() else None
         inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs.get("attention_mask"), "use_cache": False}
-        with self._layers(rows):
+        with self._layers(parts, rows):
             hidden = self.base.model(**inputs).last_hidden_state
         hidden = hidden.reshape(-1, hidden.shape[-1])
         hidden = hidden if rows is not None else hidden.index_select(0, chosen)
@@ -185,12 +191,12 @@ class _FastPath:
         return FusedCausalLMOutput(loss=-log_p.sum() / follows, log_probs=log_p, entropy=entropy, is_top1=hit, label_mask=mask)
 
     @contextlib.contextmanager
-    def _layers(self, rows: torch.Tensor | None) -> Iterator[None]:
+    def _layers(self, parts: list[Parts], rows: torch.Tensor | None) -> Iterator[None]:
         """The decoder layers run here for the time of a block; outside of it they are untouched."""
-        layers = self.base.model.layers[: self.base.config.num_hidden_layers]
-        last = len(layers) - 1
+        layers = self.base.model.layers[: len(parts)]
+        last = len(parts) - 1
         for index, layer in enumerate(layers):
-            work = Work(index == 0, rows if index == last else None, self.plan.again(index))
+            work = Work(parts[index], index == 0, rows if index == last else None, self.plan.again(index))
             layer.forward = functools.partial(run_layer, layer, work)
         try:
             yield

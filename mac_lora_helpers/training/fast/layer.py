@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mac_lora_helpers.training.fast.known import Parts, take_apart
+from mac_lora_helpers.training.fast.known import Parts
 from mac_lora_helpers.training.fast.mlp import NormedSwiGLU
-from mac_lora_helpers.training.fast.projections import Normed, NormedProjections, ProjectionOntoResidual, Rotary
+from mac_lora_helpers.training.fast.projections import ChosenRows, Normed, NormedProjections, ProjectionOntoResidual, Rotary
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Work:
     """What a layer does in this step.
 
     Attributes:
+        parts: the layer's norms and projections.
         first: nothing below it is trained, so its input needs no gradient.
         rows: indices into rows × tokens that are computed after the attention; None: all.
         again: what the backward pass computes again: nothing, mlp or layer.
     """
 
+    parts: Parts
     first: bool = False
     rows: torch.Tensor | None = None
     again: str = "nothing"
@@ -35,26 +37,27 @@ def run_layer(layer: Any, work: Work, hidden_states: torch.Tensor, **inputs: Any
     Returns:
         (rows, tokens, width), or (1, chosen rows, width) with ``work.rows``.
     """
-    parts = take_apart(layer)
     hidden = hidden_states.detach() if work.first else hidden_states
-    run = partial(_run, layer, parts, work, **inputs)
+    run = partial(_run, layer, work, **inputs)
     if work.again == "layer":
-        draws = any(part.dropout for part in parts.projections.values()) or layer.self_attn.attention_dropout
+        draws = any(part.dropout for part in work.parts.projections.values()) or layer.self_attn.attention_dropout
         return checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=bool(draws))
     return run(hidden)
 
 
-def _run(layer: Any, parts: Parts, work: Work, hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
+def _run(layer: Any, work: Work, hidden: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    parts, rows = work.parts, None
     shape, residual = hidden.shape, hidden.reshape(-1, hidden.shape[-1])
     attended = _attend(layer.self_attn, parts, residual, shape[:2], **inputs)
     if work.rows is not None:
+        rows = ChosenRows(work.rows, len(residual))
         attended, residual = attended.index_select(0, work.rows), residual.index_select(0, work.rows)
         shape = (1, len(work.rows), shape[-1])
     onto = parts.projections["o_proj"]
-    residual = ProjectionOntoResidual.apply(residual, attended, onto, *onto.adapter)
+    residual = ProjectionOntoResidual.apply(residual, attended, onto, rows, *onto.adapter)
     mlp = tuple(parts.some("gate_proj", "up_proj", "down_proj"))
     adapters = [tensor for part in mlp for tensor in part.adapter]
-    return NormedSwiGLU.apply(residual, parts.before_mlp, mlp, work.again == "mlp", *adapters).view(shape)
+    return NormedSwiGLU.apply(residual, parts.before_mlp, mlp, rows, work.again == "mlp", *adapters).view(shape)
 
 
 def _attend(

@@ -13,7 +13,7 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from mac_lora_helpers.training.fast.projections import Norm, Projection
+from mac_lora_helpers.training.fast.projections import Norm, Projection, Rows
 
 
 class NormedSwiGLU(Function):
@@ -21,21 +21,24 @@ class NormedSwiGLU(Function):
 
     Args:
         parts: gate, up and down projections.
+        rows: which rows x holds of all, for dropout's generator; None: all.
         recompute: compute gate(y) and up(y) again in the backward pass instead of keeping them.
         adapters: A and B of gate, up and down (None without an adapter), for autograd.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, norm: Norm, parts: tuple[Projection, ...], recompute: bool, *adapters: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, norm: Norm, parts: tuple[Projection, ...], rows: Rows, recompute: bool, *adapters: Any
+    ) -> torch.Tensor:
         gate, up, down = parts
         scale = norm.scale(x)
         y = norm(x, scale)
-        gate_stays = gate.draw(y)
+        gate_stays = gate.draw(y, rows)
         g, gate_inner = gate.forward(y, gate_stays)
-        up_stays = up.draw(y)
+        up_stays = up.draw(y, rows)
         u, up_inner = up.forward(y, up_stays)
         product = F.silu(g).mul_(u)
-        down_stays = down.draw(product)
+        down_stays = down.draw(product, rows)
         out, down_inner = down.forward(product, down_stays, onto=x)
         ctx.norm, ctx.parts = norm, parts
         wide = (None, None) if recompute else (g, u)
@@ -60,7 +63,7 @@ class NormedSwiGLU(Function):
         total = gate.backward_input(grad_g, total)
         of_gate = gate.backward_adapter(grad_g, y, gate_inner, gate_stays, total)
         grad_x = ctx.norm.backward(total, x, scale).add_(grad)
-        return grad_x, None, None, None, *of_gate, *of_up, *of_down
+        return grad_x, None, None, None, None, *of_gate, *of_up, *of_down
 
 
 def _backward_gates(grad: torch.Tensor, g: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

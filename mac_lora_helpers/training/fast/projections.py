@@ -39,6 +39,17 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class ChosenRows:
+    """Rows that are computed: their indices, and how many there would be."""
+
+    index: torch.Tensor
+    of: int
+
+
+Rows = ChosenRows | None
+
+
+@dataclass(frozen=True)
 class Projection:
     """A frozen layer x Wᵀ + bias, and beside it, if there is one, an adapter scale · drop(x) Aᵀ Bᵀ (Hu et al. 2021).
 
@@ -61,11 +72,16 @@ class Projection:
         """A and B, which autograd must see as arguments."""
         return self.a, self.b
 
-    def draw(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Which inputs of the adapter stay, as ``torch.nn.Dropout`` draws them on the CPU: same generator, same order."""
+    def draw(self, x: torch.Tensor, rows: Rows = None) -> torch.Tensor | None:
+        """Which inputs of the adapter stay, as ``torch.nn.Dropout`` draws them on the CPU: same generator, same order.
+
+        With ``rows`` it is drawn for every row and these are taken, so that the generator goes on as on the plain path.
+        """
         if self.a is None or not self.dropout:
             return None
-        return torch.empty_like(x).bernoulli_(1 - self.dropout).bool()
+        count = len(x) if rows is None else rows.of
+        stays = x.new_empty(count, x.shape[1]).bernoulli_(1 - self.dropout).bool()
+        return stays if rows is None else stays.index_select(0, rows.index)
 
     def drop(self, x: torch.Tensor, stays: torch.Tensor | None) -> torch.Tensor:
         """Dropout's forward and, for a gradient, its backward pass."""
@@ -136,8 +152,8 @@ class ProjectionOntoResidual(Function):
     """residual + projection(x): the attention's output."""
 
     @staticmethod
-    def forward(ctx: Any, residual: torch.Tensor, x: torch.Tensor, projection: Projection, *adapter: Any) -> torch.Tensor:
-        stays = projection.draw(x)
+    def forward(ctx: Any, residual: torch.Tensor, x: torch.Tensor, projection: Projection, rows: Rows, *adapter: Any) -> torch.Tensor:
+        stays = projection.draw(x, rows)
         out, inner = projection.forward(x, stays, onto=residual)
         ctx.projection = projection
         ctx.save_for_backward(x if projection.a is not None else None, inner, stays)
@@ -148,7 +164,7 @@ class ProjectionOntoResidual(Function):
         x, inner, stays = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = ctx.projection.backward_input(grad) if ctx.needs_input_grad[1] else None
-        return grad, grad_x, None, *ctx.projection.backward_adapter(grad, x, inner, stays, grad_x)
+        return grad, grad_x, None, None, *ctx.projection.backward_adapter(grad, x, inner, stays, grad_x)
 
 
 class Normed(Function):
