@@ -201,7 +201,7 @@ class Config(BaseModel):
             InputError: the caller set one of them to something else; ``made_by`` must run again.
         """
         names = [name for name in ("preset", *self.names(*stages)) if name in saved]
-        had = resolve({name: saved[name] for name in names}, env={})
+        had = resolve({"preset": self.preset, **{name: saved[name] for name in names}}, env={})
         for name in names:
             if self.source_of(name) in ("parameter", "form") and getattr(self, name) != getattr(had, name):
                 raise InputError(

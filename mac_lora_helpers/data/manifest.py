@@ -62,7 +62,7 @@ def _manifest(source: Source, found: Found, splits: Splits, encoded: Encoded, co
         "template": {"name": encoded.template_name, "masking": encoded.masking, "loss_on": encoded.loss_on},
         "lints": [{"name": lint.name, "count": lint.count, "what": lint.what, "fix": lint.fix} for lint in encoded.lints],
         "notes": encoded.notes,
-        "config": {name: getattr(config, name) for name in config.names("data")},
+        "config": {name: getattr(config, name) for name in ["preset", *config.names("data")]},
         "fingerprint": encoded.fingerprint,
         "fingerprint_parts": encoded.parts,
     }

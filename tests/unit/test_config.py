@@ -152,6 +152,11 @@ def test_later_stages_take_the_saved_values_and_preset():
     assert (config.preset, config.max_seq_length, config.max_steps, config.learning_rate) == ("local", 256, -1, 1e-4)
 
 
+def test_without_a_saved_preset_the_callers_own_holds():
+    config = resolve({"preset": "local"}, {}).inherit({"max_seq_length": 256}, "data", made_by="02_data_formatting.ipynb")
+    assert (config.gradient_checkpointing, config.max_steps, config.max_seq_length) == (True, -1, 256)
+
+
 def test_a_contradiction_with_the_saved_values_is_refused():
     saved = resolve({"max_seq_length": 256}, {}).model_dump()
     with pytest.raises(InputError, match="02_data_formatting"):
