@@ -15,6 +15,7 @@ _HOMES = {
     "MergeReport": "merge_adapter",
     "write_gguf": "gguf_export",
     "GgufFile": "gguf_file",
+    "ask_exported": "gguf_chat",
     "write_mlx": "mlx_export",
     "MlxReport": "mlx_export",
     "mlx_to_peft": "mlx_adapter",

@@ -51,8 +51,12 @@ class Engine(Protocol):
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids that the engine itself makes of the chat or text."""
 
-    def answers(self, rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
-        """Greedy continuations, one per row of ids, of at most ``limit`` tokens."""
+    def answers(self, rows: Sequence[Sequence[int]], limit: int, drafts: Sequence[Answer] = ()) -> list[Answer]:
+        """Greedy continuations, one per row of ids, of at most ``limit`` tokens.
+
+        Args:
+            drafts: answers that are likely right; an engine may verify them in one pass instead of generating.
+        """
 
     def score(self, ids: Sequence[int], expected: Sequence[int]) -> list[float]:
         """Log-probability of each expected token after the ids and the ones before it."""

@@ -49,24 +49,38 @@ class Mlx:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return self._render(self._tokenizer, prompt)
 
-    def answers(self, rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
-        return [self._answer(ids, limit) for ids in rows]
+    def answers(self, rows: Sequence[Sequence[int]], limit: int, drafts: Sequence[Answer] = ()) -> list[Answer]:
+        drafts = drafts or [Answer((), ())] * len(rows)
+        return [self._answer(ids, limit, draft) for ids, draft in zip(rows, drafts, strict=True)]
 
-    def _answer(self, ids: Sequence[int], limit: int) -> Answer:
-        from mlx_lm.models.cache import make_prompt_cache
+    def _answer(self, ids: Sequence[int], limit: int, draft: Answer) -> Answer:
+        """Greedy decoding. The draft is verified in the prompt's pass; where it goes wrong, generation takes over.
 
-        cache, row, tokens, logprobs = make_prompt_cache(self._model), list(ids), [], []
-        for _ in range(limit):
-            logits = self._model(self._mx.array([row]), cache=cache)[0, -1]
-            scores = logits - self._mx.logsumexp(logits)
-            token = int(self._mx.argmax(scores))
-            value = float(scores[token])
-            if token in self._ends:
-                return Answer(tuple(tokens), tuple(logprobs), token, value)
-            tokens.append(token)
-            logprobs.append(value)
-            row = [token]
-        return Answer(tuple(tokens), tuple(logprobs))
+        A draft's token counts only if it is the model's own best one there, so the result is the greedy answer.
+        """
+        from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+
+        cache, row, given = make_prompt_cache(self._model), list(ids), list(draft.tokens[: limit - 1])
+        tokens, logprobs = [], []
+        while True:
+            best, values = self._best([*row, *given], len(given) + 1, cache)
+            for index, (token, value) in enumerate(zip(best, values, strict=True)):
+                if token in self._ends:
+                    return Answer(tuple(tokens), tuple(logprobs), token, value)
+                tokens.append(token)
+                logprobs.append(value)
+                if len(tokens) == limit:
+                    return Answer(tuple(tokens), tuple(logprobs))
+                if index < len(given) and given[index] != token:
+                    trim_prompt_cache(cache, len(given) - index)
+                    break
+            row, given = [tokens[-1]], []
+
+    def _best(self, row: list[int], count: int, cache: Any) -> tuple[list[int], list[float]]:
+        """Best token and its log-probability at each of the last ``count`` positions."""
+        logits = self._model(self._mx.array([row]), cache=cache)[0, -count:]
+        scores = logits - self._mx.logsumexp(logits, axis=-1, keepdims=True)
+        return self._mx.argmax(scores, axis=-1).tolist(), self._mx.max(scores, axis=-1).tolist()
 
     def score(self, ids: Sequence[int], expected: Sequence[int]) -> list[float]:
         if not expected:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export.engines import Answer, Prompt
 
 _BATCH = 16
@@ -49,19 +51,28 @@ class Transformers:
     Args:
         load: gives (model, tokenizer); timed.
         render: (tokenizer, prompt) → ids. ends: ids that end an answer.
+
+    Raises:
+        CheckFailed: transformers does not load it.
     """
 
     def __init__(self, load: Callable[[], tuple[Any, Any]], render: Callable[[Any, Prompt], list[int]], ends: Sequence[int]) -> None:
         self.engine = f"transformers {importlib.metadata.version('transformers')}"
         start = time.perf_counter()
-        self.model, self.tokenizer = load()
+        try:
+            self.model, self.tokenizer = load()
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            raise CheckFailed(
+                f"transformers does not load it: {portable(reason[0])}", where="transformers", fix="write it again"
+            ) from error
         self.load_seconds = time.perf_counter() - start
         self._render, self.ends = render, list(ends)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return self._render(self.tokenizer, prompt)
 
-    def answers(self, rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
+    def answers(self, rows: Sequence[Sequence[int]], limit: int, drafts: Sequence[Answer] = ()) -> list[Answer]:
         return [answer for start in range(0, len(rows), _BATCH) for answer in self._batch(rows[start : start + _BATCH], limit)]
 
     def _batch(self, rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:

@@ -10,18 +10,17 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
 from mac_lora_helpers.export.adapter import trained_config
-from mac_lora_helpers.export.engines import Engine
-from mac_lora_helpers.export.engines_transformers import judge
-from mac_lora_helpers.export.equivalence_artefacts import Candidate, candidates
-from mac_lora_helpers.export.equivalence_compare import Comparison, compare
+from mac_lora_helpers.export.engines import Answer, Engine
+from mac_lora_helpers.export.equivalence_artefacts import TOLERANCES, Candidate, candidates
+from mac_lora_helpers.export.equivalence_compare import Comparison
 from mac_lora_helpers.export.equivalence_reference import Reference
 
-UNTUNED = "adapter not applied: this is the untuned base"
 LOADS_NOT = "does not load"
+UNREADABLE = "the files cannot be read"
 PROMPTS_DIFFER = "the engine makes other token ids of the same chat"
 END_DIFFERS = "the engine does not stop where the adapter does"
 UNEXPLAINED = "the answers differ, and no usual cause explains it"
@@ -51,8 +50,12 @@ class EquivalenceReport:
         return {"passed": self.passed, "artefacts": self.artefacts, "control": self.control, "conditions": self.conditions}
 
     def rows(self) -> list[dict[str, str]]:
-        """A table for people, one row per artefact."""
-        return [_row(item) for item in self.artefacts]
+        """A table for people: one row per artefact, and the untuned base, which must fail."""
+        control = {**dict.fromkeys(_COLUMNS, "–"), "artefact": "untuned base (control)", "note": ""}
+        control["result"] = "PASSED: this check shows nothing" if self.control["passed"] else "fails, as it must"
+        control["same greedy tokens"] = f"{self.control['greedy_agreement']:.0%} of {self.control['prompts']}"
+        control["largest log-prob. difference"] = f"{self.control['max_logprob_difference']:.2g}"
+        return [*(_row(item) for item in self.artefacts), control]
 
     def require_passed(self) -> EquivalenceReport:
         """This report, if nothing failed.
@@ -92,8 +95,8 @@ def check_equivalence(run: RunDir, config: Config) -> EquivalenceReport:
 
 
 def control(reference: Reference) -> dict[str, Any]:
-    """The untuned base under the tightest and the loosest tolerance."""
-    found = compare_base(reference, 0.0)
+    """The untuned base put to the same check, no tolerance given."""
+    found = reference.compare(reference.base_answers, 0.0)
     return {
         "name": "untuned base",
         "prompts": found.prompts,
@@ -101,15 +104,8 @@ def control(reference: Reference) -> dict[str, Any]:
         "max_logprob_difference": round(found.difference, 6),
         "loss": _rounded(reference.base_loss),
         "adapter_loss": _rounded(reference.adapter_loss),
-        "passed": found.within(0.0),
+        "passed": found.within(TOLERANCES["float32"]),
     }
-
-
-def compare_base(reference: Reference, tolerance: float) -> Comparison:
-    """The untuned base's answers against the reference."""
-    rows = zip(reference.rows, reference.base_answers, strict=True)
-    views = [reference.judge(ids, answer) for ids, answer in rows]
-    return compare(reference.base_answers, views, reference.ends, tolerance)
 
 
 def check_one(candidate: Candidate, reference: Reference) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def check_one(candidate: Candidate, reference: Reference) -> dict[str, Any]:
         "tolerance": candidate.tolerance,
         "bytes": candidate.bytes,
         "load_seconds": None,
-        "causes": _faults(candidate),
+        "causes": _faults(candidate, reference),
         "note": candidate.missing,
     }
     if not candidate.missing:
@@ -142,11 +138,18 @@ def check_one(candidate: Candidate, reference: Reference) -> dict[str, Any]:
     return entry
 
 
-def _faults(candidate: Candidate) -> list[str]:
+def _faults(candidate: Candidate, reference: Reference) -> list[str]:
     try:
         return candidate.faults()
     except InputError as error:
         return [error.what]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [f"{UNREADABLE}: {_within_run(str(error) or type(error).__name__, reference)}"]
+
+
+def _within_run(text: str, reference: Reference) -> str:
+    """The first line of a message, with paths below the run directory."""
+    return portable(text.strip().splitlines()[0].replace(f"{reference.run.root}/", ""))
 
 
 def _ask(candidate: Candidate, reference: Reference, entry: dict[str, Any]) -> None:
@@ -159,7 +162,7 @@ def _ask(candidate: Candidate, reference: Reference, entry: dict[str, Any]) -> N
             if engine is not reference.engine:
                 engine.close()
     except UserError as error:
-        entry["causes"] = [*entry["causes"], f"{LOADS_NOT}: {error.what}"]
+        entry["causes"] = [*entry["causes"], f"{LOADS_NOT}: {_within_run(error.what, reference)}"]
         entry["passed"] = False
         return
     _conclude(candidate, reference, entry, comparison)
@@ -168,13 +171,9 @@ def _ask(candidate: Candidate, reference: Reference, entry: dict[str, Any]) -> N
 def _measure(candidate: Candidate, reference: Reference, engine: Engine, entry: dict[str, Any]) -> Comparison:
     found_ids = [list(engine.prompt_ids(prompt)) for prompt in reference.prompts]
     unequal = [index for index, (mine, ids) in enumerate(zip(found_ids, reference.rows, strict=True)) if mine != list(ids)]
-    answers = engine.answers(reference.rows, reference.limit)
+    answers = engine.answers(reference.rows, reference.limit, reference.answers)
     with candidate.oracle() as oracle:
-        model = reference.model if oracle is None else oracle
-        pairs = list(zip(reference.rows, answers, strict=True))
-        comparison = compare(
-            answers, [judge(model, ids, item.tokens, reference.end_of(item)) for ids, item in pairs], reference.ends, candidate.tolerance
-        )
+        comparison = reference.compare(answers, candidate.tolerance, oracle)
     entry.update(
         engine=engine.engine,
         load_seconds=round(engine.load_seconds, 4),
@@ -183,14 +182,22 @@ def _measure(candidate: Candidate, reference: Reference, engine: Engine, entry: 
         greedy_agreement=round(comparison.agreement, 4),
         max_logprob_difference=round(comparison.difference, 6),
         **comparison.listed(),
-    )
-    own = compare(answers, [reference.judge(ids, item) for ids, item in pairs], reference.ends, candidate.tolerance)
-    loss = reference.loss(engine.score)
-    cost = None if loss is None or reference.adapter_loss is None else round(loss - reference.adapter_loss, 5)
-    entry.update(
-        loss=_rounded(loss), adapter_loss=_rounded(reference.adapter_loss), loss_cost=cost, agreement_with_adapter=round(own.agreement, 4)
+        **_quality(candidate, reference, engine, answers),
     )
     return comparison
+
+
+def _quality(candidate: Candidate, reference: Reference, engine: Engine, answers: list[Answer]) -> dict[str, Any]:
+    """What the artefact's rounding costs: loss on the held-out answers, and greedy agreement with the adapter."""
+    loss = reference.loss(engine.score)
+    cost = None if loss is None or reference.adapter_loss is None else round(loss - reference.adapter_loss, 5)
+    own = reference.compare(answers, candidate.tolerance)
+    return {
+        "loss": _rounded(loss),
+        "adapter_loss": _rounded(reference.adapter_loss),
+        "loss_cost": cost,
+        "agreement_with_adapter": round(own.agreement, 4),
+    }
 
 
 def _conclude(candidate: Candidate, reference: Reference, entry: dict[str, Any], comparison: Comparison) -> None:
@@ -201,7 +208,8 @@ def _conclude(candidate: Candidate, reference: Reference, entry: dict[str, Any],
     if not comparison.within(candidate.tolerance) and not causes:
         causes.append(_behind(reference, candidate, comparison))
     entry["passed"] = not causes
-    if entry["passed"] and candidate.kind != "adapter" and compare_base(reference, candidate.tolerance).within(candidate.tolerance):
+    base = reference.compare(reference.base_answers, candidate.tolerance)
+    if entry["passed"] and candidate.kind != "adapter" and base.within(candidate.tolerance):
         entry["passed"] = None
         entry["note"] = "the untuned base gives the same answers within the tolerance: this check cannot tell them apart"
 
@@ -216,18 +224,24 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 5)
 
 
+_COLUMNS = (
+    *("artefact", "result", "prompt ids", "same greedy tokens", "largest log-prob. difference", "allowed"),
+    *("loss above the adapter's", "size", "loads in", "note"),
+)
+
+
 def _row(item: dict[str, Any]) -> dict[str, str]:
-    share, cost = item["greedy_agreement"], item.get("loss_cost")
-    same = {True: "equal", False: "DIFFERENT", None: "–"}[item["prompt_ids_equal"]]
-    return {
-        "artefact": item["name"],
-        "result": item["status"] if item["passed"] is not False else f"FAILED: {'; '.join(item['causes'])}",
-        "prompt ids": same,
-        "same greedy tokens": "–" if share is None else f"{share:.0%} of {item['prompts']}",
-        "largest log-prob. difference": "–" if item.get("max_logprob_difference") is None else f"{item['max_logprob_difference']:.2g}",
-        "allowed": f"{item['tolerance']:g}",
-        "loss above the adapter's": "–" if cost is None else f"{cost:+.4f}",
-        "size": f"{item['bytes'] / 1e6:.2f} MB",
-        "loads in": "–" if item["load_seconds"] is None else f"{item['load_seconds']:.2f} s",
-        "note": item["note"],
-    }
+    share, cost, difference, load = (item.get(key) for key in ("greedy_agreement", "loss_cost", "max_logprob_difference", "load_seconds"))
+    values = (
+        item["name"],
+        item["status"] if item["passed"] is not False else f"FAILED: {'; '.join(item['causes'])}",
+        {True: "equal", False: "DIFFERENT", None: "–"}[item["prompt_ids_equal"]],
+        "–" if share is None else f"{share:.0%} of {item['prompts']}",
+        "–" if difference is None else f"{difference:.2g}",
+        f"{item['tolerance']:g}",
+        "–" if cost is None else f"{cost:+.4f}",
+        f"{item['bytes'] / 1e6:.2f} MB",
+        "–" if load is None else f"{load:.2f} s",
+        item["note"],
+    )
+    return dict(zip(_COLUMNS, values, strict=True))

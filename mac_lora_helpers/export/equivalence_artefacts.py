@@ -14,12 +14,12 @@ from mac_lora_helpers.export.adapter_model import load_plain
 from mac_lora_helpers.export.engines import Engine
 from mac_lora_helpers.export.engines_mlx import Mlx
 from mac_lora_helpers.export.engines_transformers import Transformers
-from mac_lora_helpers.export.equivalence_folders import adapter_faults, merged_faults, mlx_adapter_faults, mlx_faults
+from mac_lora_helpers.export.equivalence_folders import adapter_faults, merged_faults, mlx_adapter_faults, mlx_faults, stored_cast
 from mac_lora_helpers.export.equivalence_gguf import GgufContent, lora_updates
 from mac_lora_helpers.export.equivalence_prompts import render
 from mac_lora_helpers.export.equivalence_reference import Reference, dequantized
 from mac_lora_helpers.export.equivalence_weights import Expected, update_faults
-from mac_lora_helpers.export.gguf_export import load_merged_tokenizer, load_settings
+from mac_lora_helpers.export.gguf_export import load_merged_tokenizer
 from mac_lora_helpers.export.gguf_file import write_model_file
 from mac_lora_helpers.export.gguf_model import tensors
 from mac_lora_helpers.export.gguf_tokenizer import Vocabulary
@@ -64,9 +64,9 @@ def candidates(reference: Reference) -> Iterator[Candidate]:
     cast = "float32"
     if run.has("merged"):
         folder = run.path("merged")
-        cast = str(load_settings(folder).dtype or "float32").removeprefix("torch.")
+        cast = stored_cast(folder)
         yield _merged(reference, folder, cast, vocabulary, expected)
-    if run.has("gguf"):
+    if run.has("gguf") and vocabulary:
         yield from _ggufs(reference, run.path("gguf"), cast, vocabulary, expected)
     if run.has("mlx"):
         yield _mlx_adapter(reference, run.path("mlx"), expected)
@@ -93,7 +93,7 @@ def _adapter(reference: Reference) -> Candidate:
     )
 
 
-def _merged(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary, expected: Expected) -> Candidate:
+def _merged(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary | None, expected: Expected) -> Candidate:
     def load() -> tuple[Any, Any]:
         return load_plain(folder), load_merged_tokenizer(folder)
 
@@ -111,11 +111,22 @@ def _merged(reference: Reference, folder: Path, cast: str, vocabulary: Vocabular
 def _ggufs(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary, expected: Expected) -> Iterator[Candidate]:
     missing = "" if llama_cpp.available() else "llama.cpp is not installed (pip install xllamacpp)"
     for path in sorted(folder.glob("*.gguf"), key=lambda path: -path.stat().st_size):
-        content = GgufContent(path, reference.settings)
+        try:
+            content = GgufContent(path, reference.settings)
+        except (ValueError, IndexError, KeyError, OverflowError) as error:
+            yield _unreadable(path, error)
+            continue
         if content.field("general.type") == "adapter":
             yield _lora_gguf(reference, path, expected, vocabulary, missing)
         else:
             yield _gguf(reference, path, content, cast, vocabulary, expected, missing)
+
+
+def _unreadable(path: Path, error: Exception) -> Candidate:
+    """A file that even the reader gives up on; its engine is not asked."""
+    what = f"the file is damaged and cannot be read: {error}"
+    name, place = f"GGUF {path.stem.rpartition('-')[2]}", f"export/gguf/{path.name}"
+    return Candidate(name, "gguf", place, 0.0, path.stat().st_size, lambda: None, lambda: [what], missing="not asked: the file is damaged")
 
 
 def _gguf(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,8 +71,3 @@ def _one(found: Comparison, number: int, answer: Answer, verdict: Verdict, ends:
         entry = {"prompt": number, "position": position, "kind": kind, "got": token, "reference": best, "gap": round(top - given, 6)}
         near = kind == "token" and top - given < tolerance
         (found.near_ties if near else found.differences).append(entry)
-
-
-def verdicts(judge: Callable[[Sequence[int], Answer], Verdict], rows: Sequence[Sequence[int]], answers: Sequence[Answer]) -> list[Verdict]:
-    """The reference's view of every answer."""
-    return [judge(ids, answer) for ids, answer in zip(rows, answers, strict=True)]

@@ -26,7 +26,7 @@ from mac_lora_helpers.export.mlx_adapter import read_mlx
 from mac_lora_helpers.export.mlx_config import mlx_rope_keys
 
 
-def merged_faults(folder: Path, config: Any, tokenizer: Any, vocabulary: Vocabulary, expected: Expected) -> list[str]:
+def merged_faults(folder: Path, config: Any, tokenizer: Any, vocabulary: Vocabulary | None, expected: Expected) -> list[str]:
     """Faults of the merged folder.
 
     Args:
@@ -41,9 +41,17 @@ def merged_faults(folder: Path, config: Any, tokenizer: Any, vocabulary: Vocabul
         faults.append(f"{END_CHANGED}: {own.eos_token_id} in the tokenizer, {_ends(folder)} in the generation settings")
     if own.chat_template != tokenizer.chat_template:
         faults.append(TEMPLATE_CHANGED if own.chat_template else TEMPLATE_DROPPED)
-    faults += tokenizer_faults(own, vocabulary)
-    cast = str(found.dtype or "float32").removeprefix("torch.")
-    return [*faults, *weight_faults(_stored(folder, cast, expected, found.tie_word_embeddings), expected)]
+    faults += tokenizer_faults(own, vocabulary) if vocabulary else []
+    return [*faults, *weight_faults(_stored(folder, stored_cast(folder), expected, found.tie_word_embeddings), expected)]
+
+
+def stored_cast(folder: Path) -> str:
+    """Type that the merged weights were cast to; float32 where the config cannot be read."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "float32"
+    return str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
 
 
 def tokenizer_faults(tokenizer: Any, vocabulary: Vocabulary) -> list[str]:

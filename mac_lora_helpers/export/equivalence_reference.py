@@ -14,6 +14,7 @@ from mac_lora_helpers.export.adapter import Adapter, adapter_folder, read_adapte
 from mac_lora_helpers.export.adapter_model import load_adapted
 from mac_lora_helpers.export.engines import Answer
 from mac_lora_helpers.export.engines_transformers import Transformers, Verdict, judge
+from mac_lora_helpers.export.equivalence_compare import Comparison, compare
 from mac_lora_helpers.export.equivalence_prompts import prompts, render
 from mac_lora_helpers.export.equivalence_weights import Expected
 from mac_lora_helpers.export.gguf_model import StoredWeights
@@ -31,7 +32,7 @@ class Reference:
 
     Attributes:
         prompts: see ``equivalence_prompts``. limit: tokens per answer. ends: ids that end an answer.
-        answers: the adapter's own greedy answers. base_answers: the untuned base's.
+        answers: the adapter's own greedy answers. base_answers: the untuned base's. Both losses likewise.
     """
 
     def __init__(self, run: RunDir, config: Config) -> None:
@@ -47,20 +48,32 @@ class Reference:
         self.prompts = prompts(run, self.tokenizer, self.context - self.limit - 1)
         self.rows = [prompt.ids for prompt in self.prompts]
         self.ends = self.engine.ends = _ends(self.model, self.tokenizer)
+        self._verdicts: dict[tuple, Verdict] = {}
         self.answers = self.engine.answers(self.rows, self.limit)
-        self.verdicts = [self.judge(ids, answer) for ids, answer in zip(self.rows, self.answers, strict=True)]
+        self.adapter_loss = self.loss(self.engine.score)
         with self.model.disable_adapter():
             self.base_answers = self.engine.answers(self.rows, self.limit)
             self.base_loss = self.loss(self.engine.score)
-        self.adapter_loss = self.loss(self.engine.score)
 
     def _load(self) -> tuple[Any, Any]:
         self.model, _ = load_adapted(self.config, self.folder)
         return self.model, self.tokenizer
 
     def judge(self, ids: Sequence[int], answer: Answer) -> Verdict:
-        """The adapter's view of an answer."""
-        return judge(self.model, ids, answer.tokens, self.end_of(answer))
+        """The adapter's view of an answer; kept, as most engines give the same one."""
+        key = (tuple(ids), answer.tokens, answer.end)
+        if key not in self._verdicts:
+            self._verdicts[key] = judge(self.model, ids, answer.tokens, self.end_of(answer))
+        return self._verdicts[key]
+
+    def compare(self, answers: Sequence[Answer], tolerance: float, model: Any = None) -> Comparison:
+        """Answers to the prompts against the adapter, or against another model."""
+        pairs = zip(self.rows, answers, strict=True)
+        if model is None:
+            views = [self.judge(ids, answer) for ids, answer in pairs]
+        else:
+            views = [judge(model, ids, answer.tokens, self.end_of(answer)) for ids, answer in pairs]
+        return compare(answers, views, self.ends, tolerance)
 
     def end_of(self, answer: Answer) -> int:
         return answer.end if answer.end is not None and answer.end < self.settings.vocab_size else self.ends[0]
@@ -86,8 +99,12 @@ class Reference:
         except InputError:
             return Expected(StoredWeights(self.run.need("merged")), adapter, plain=False)
 
-    def vocabulary(self) -> Vocabulary:
-        return read_vocabulary(self.tokenizer, self.settings.vocab_size)
+    def vocabulary(self) -> Vocabulary | None:
+        """The tokenizer in GGUF's terms; None for a kind that has no counterpart there."""
+        try:
+            return read_vocabulary(self.tokenizer, self.settings.vocab_size)
+        except InputError:
+            return None
 
 
 def base_weights(model: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mac_lora_helpers.export.gguf_tokenizer import Vocabulary, read_vocabulary
 from mac_lora_helpers.export.gguf_types import OWN, parse_types
 from mac_lora_helpers.export.modelfile import modelfile
 
-_BEST_FIRST = ("Q8_0", "F16", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "BF16", "F32")
+_BEST_FIRST = ("Q8_0", "a K-quant", "F16", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "BF16", "F32")
 
 
 def write_gguf(run: RunDir, config: Config) -> list[GgufFile]:
@@ -112,7 +112,11 @@ def _adapter(folder: Path, stem: str, source: Path, settings: Any) -> list[GgufF
     return [GgufFile(path.name, "LoRA", path, path.stat().st_size)]
 
 
+def best_first(kind: str) -> int:
+    """Rank of a type for everyday use: eight bits, then K-quants, floats, four bits."""
+    return _BEST_FIRST.index(kind) if kind in _BEST_FIRST else 1
+
+
 def _best(files: list[GgufFile]) -> GgufFile:
-    """The file that the Modelfile names: eight bits if there, else the next best."""
-    models = [file for file in files if file.type != "LoRA"]
-    return min(models, key=lambda file: _BEST_FIRST.index(file.type) if file.type in _BEST_FIRST else 1)
+    """The file that the Modelfile names."""
+    return min((file for file in files if file.type != "LoRA"), key=lambda file: best_first(file.type))

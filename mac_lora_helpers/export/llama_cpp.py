@@ -70,7 +70,7 @@ class LlamaCpp:
             text = self._post("/apply-template", body)["prompt"]
         return self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
-    def answers(self, rows: Sequence[Sequence[int]], limit: int) -> list[Answer]:
+    def answers(self, rows: Sequence[Sequence[int]], limit: int, drafts: Sequence[Answer] = ()) -> list[Answer]:
         return [self._answer(ids, limit) for ids in rows]
 
     def _answer(self, ids: Sequence[int], limit: int) -> Answer:

@@ -82,8 +82,8 @@ def make_trained(
     return Trained(run, config, base)
 
 
-def edit_json(path: Path, **changes: Any) -> None:
-    value = json.loads(path.read_text(encoding="utf-8"))
+def edit_json(path: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
+    value = {key: item for key, item in json.loads(path.read_text(encoding="utf-8")).items() if key not in drop}
     value.update(changes)
     path.write_text(json.dumps(value), encoding="utf-8")
 
