@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,15 +148,17 @@ def _private_kernels() -> dict[str, Any]:
 
 
 def _cell_failed(error: Any, target: Path) -> NotebookFailed:
-    message = f"{error.ename}: {error.evalue}".strip()
-    parts = [line.strip() for line in portable(message).splitlines() if line.strip()]
-    where = next((p.removeprefix("where: ") for p in parts if p.startswith("where: ")), "")
-    fix = next((p.removeprefix("to do: ") for p in parts if p.startswith("to do: ")), "")
+    """The failed cell's own words; those of a ``UserError`` keep their place and their advice."""
     code = next(iter(str(error.source).strip().splitlines()), "")
-    place = f"{target.stem}, In [{error.exec_count}]: {code}" + (f"; {where}" if where else "")
-    last = parts[0] if where or fix else " … ".join(dict.fromkeys([parts[0], parts[-1]]))
-    look = f"look at {portable(str(target))}"
-    return NotebookFailed(last, where=place, fix=f"{fix}; {look}" if fix else look)
+    place, look = f"{target.stem}, In [{error.exec_count}]: {code}", f"look at {portable(str(target))}"
+    told = re.fullmatch(r"(.*?)(?:\n  where: (.*?))?(?:\n  to do: (.*?))?", portable(str(error.evalue)).strip(), re.S)
+    what, where, fix = (part or "" for part in told.groups())
+    if where or fix:
+        return NotebookFailed(
+            what, where="\n         ".join(filter(None, [where, place])), fix="\n         ".join(filter(None, [fix, look]))
+        )
+    lines = [line.strip() for line in f"{error.ename}: {what}".splitlines() if line.strip()]
+    return NotebookFailed(" … ".join(dict.fromkeys([lines[0], lines[-1]])), where=place, fix=look)
 
 
 def _left_out(executed: Path, target: Path) -> NotebookFailed | None:

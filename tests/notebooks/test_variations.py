@@ -68,8 +68,8 @@ def test_broken_json_is_told_with_its_line_and_leaves_no_data(tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps(MESSAGES[0]) + '\n{"messages": [\n')
     done = mac_lora_run(tmp_path, "--only", "02", "-p", "data_files", "bad.jsonl")
     assert done.code == 1
-    assert "bad.jsonl" in done.err
-    assert "line 2" in done.err
+    assert "bad.jsonl:2: not JSON" in done.err
+    assert "one JSON object a line" in done.err
     assert "Traceback" not in done.err
     assert not (done.run_dir / "data").exists() or not any((done.run_dir / "data").iterdir())
 
