@@ -5,8 +5,9 @@ runs one forward pass without data, and every tensor that autograd saves is coun
 (``torch.autograd.graph.saved_tensors_hooks``). That holds for any architecture and needs no constant fitted to one.
 
 Attention kernels save different things. CPU and CUDA run fused kernels, which save q, k, v, the output and a
-log-sum-exp per row (FlashAttention, Dao et al. 2022, algorithm 2). On MPS PyTorch decomposes training attention, which
-saves the probabilities as well (``_scaled_dot_product_attention_math`` in PyTorch's source; read, not measured).
+log-sum-exp per row (FlashAttention, Dao et al. 2022, algorithm 2). With attention dropout the CPU, and in training
+always MPS, decompose it (``_scaled_dot_product_attention_math`` in PyTorch's source; for MPS read, not measured):
+then the probabilities are saved, and under dropout its mask and the dropped probabilities too.
 """
 
 from __future__ import annotations
@@ -129,39 +130,40 @@ def _register(device: str) -> str:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = f"shapes_only_{'math' if device == 'mps' else 'fused'}"
-    kernel = _kernel(math=device == "mps")
+    name, kernel = f"shapes_only_{device}", _kernel()
 
-    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any = None, **_: Any) -> tuple[Any, None]:
+    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any = None, dropout: float = 0.0, **_: Any) -> tuple[Any, None]:
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        return kernel.apply(query, key, value), None
+        decomposed = device == "mps" or (device == "cpu" and dropout > 0)
+        squares = (3 if dropout > 0 else 1) if decomposed else 0
+        return kernel.apply(query, key, value, squares), None
 
     ALL_ATTENTION_FUNCTIONS.register(name, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, lambda *_, **__: None)
     return name
 
 
-def _kernel(math: bool) -> Any:
+def _kernel() -> Any:
     import torch
 
     class Kernel(torch.autograd.Function):
-        """q, k, v of shape (rows, heads, tokens, width) → (rows, tokens, heads, width)."""
+        """q, k, v of shape (rows, heads, tokens, width) → (rows, tokens, heads, width); saves ``squares`` score matrices."""
 
         @staticmethod
-        def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+        def forward(ctx: Any, query: Any, key: Any, value: Any, squares: int) -> Any:
             rows, heads, tokens, _ = query.shape
             out = query.new_empty(rows, tokens, heads, value.shape[-1])
-            if math:
-                probabilities = query.new_empty(rows, heads, tokens, tokens)
-                ctx.save_for_backward(query.clone(), key.clone(), value, probabilities)
+            if squares:
+                scores = [query.new_empty(rows, heads, tokens, tokens) for _ in range(squares)]
+                ctx.save_for_backward(query.clone(), key.clone(), value, *scores)
             else:
                 ctx.save_for_backward(query, key, value, out, query.new_empty(rows, heads, tokens, dtype=torch.float32))
             return out
 
         @staticmethod
-        def backward(ctx: Any, gradient: Any) -> tuple[None, None, None]:
+        def backward(ctx: Any, gradient: Any) -> tuple[None, None, None, None]:
             raise NotImplementedError("shapes only")
 
     return Kernel

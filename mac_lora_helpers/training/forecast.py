@@ -1,6 +1,6 @@
 """Peak memory of a training, predicted by parts from the model's configuration alone.
 
-peak = weights + adapter + gradients + optimizer + activations + logits + layer + runtime, where
+The peak is the sum of these parts:
 
 - weights: parameters × bytes of their dtype; counted on the meta device, tied weights once.
 - adapter, gradients, optimizer: 4, 4 and 8 bytes per adapter parameter (PEFT keeps adapters in float32; AdamW has two
@@ -8,13 +8,17 @@ peak = weights + adapter + gradients + optimizer + activations + logits + layer 
 - activations: counted, see ``activations``. With checkpointing the input of each decoder layer (Chen et al. 2016).
 - logits: TRL computes the loss in tiles of at most 4096 tokens × 32768 vocabulary entries (``trl/kernels/chunked_logprob.py``);
   its backward pass has eight float32 tiles and a mask alive at once on CPU and MPS, one tile on CUDA.
-- layer: what the backward pass of one layer needs beyond the logits (they are not alive together): its recomputed
-  activations with checkpointing, and the gradients of its widest tensors.
-- runtime: libraries that load when training starts, kernels' scratch. Measured on Linux; on MPS an assumption.
+- layer: one layer's backward pass: its recomputed activations with checkpointing, and the gradients of its widest
+  tensors. On CUDA, where only live tensors are counted, what it needs beyond the logits.
+- allocator: freed blocks that the allocator keeps. glibc returns blocks over 32 MiB at once and keeps smaller ones; with
+  ``MALLOC_MMAP_THRESHOLD_=65536`` this part was gone in a measurement (Linux, CPU). On MPS, whose allocator caches too,
+  the same allowance; not measured.
+- runtime: kernels' scratch and the optimizer's code. Measured on Linux with the embedded model's shape; an assumption elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +33,9 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
 TILES_ALIVE = 8.25
 #: Gradients of a layer's widest tensors alive at once in its backward pass (SwiGLU: product, gate, activation, up).
 WIDE_GRADIENTS = 4
-RUNTIME_BYTES = {"cpu": 150_000_000, "mps": 300_000_000, "cuda": 100_000_000}
+RUNTIME_BYTES = {"cpu": 40_000_000, "mps": 300_000_000, "cuda": 100_000_000}
+#: glibc's largest threshold between blocks that are returned when freed and blocks that are kept (mallopt(3)).
+KEPT_BELOW = 32 * 2**20
 
 MEANINGS = {
     "weights": "the frozen base model",
@@ -38,8 +44,9 @@ MEANINGS = {
     "optimizer": "AdamW's two moments, float32",
     "activations": "kept from the forward pass for the backward pass",
     "logits": "the loss's tiles over the vocabulary",
-    "layer": "one layer's backward pass, beyond the logits",
-    "runtime": "libraries and scratch (an allowance)",
+    "layer": "one layer's backward pass",
+    "allocator": "freed blocks that the allocator keeps (an allowance)",
+    "runtime": "kernels' scratch (an allowance)",
 }
 
 
@@ -120,14 +127,18 @@ def _adapter_parameters(model: Any, targets: set[str], rank: int) -> int:
 
 
 def _working_set(config: Config, saved: SavedBytes, tokens: int, vocabulary: int, device: str) -> dict[str, int]:
-    tile = min(tokens, TILE_TOKENS) * min(vocabulary, TILE_VOCABULARY) * 4
-    logits = int(tile * (1 if device == "cuda" else TILES_ALIVE))
+    rows, columns = min(tokens, TILE_TOKENS), min(vocabulary, TILE_VOCABULARY)
+    logits = int(4 * rows * columns * (1 if device == "cuda" else TILES_ALIVE))
     layer = WIDE_GRADIENTS * saved.widest
     activations = saved.total
     if config.gradient_checkpointing:
         activations = saved.boundary * saved.layers
         layer += saved.layer
-    return {"activations": activations, "logits": logits, "layer": max(layer - logits, 0)}
+    if device == "cuda":
+        return {"activations": activations, "logits": logits, "layer": max(layer - logits, 0), "allocator": 0}
+    last_tile = 4 * rows * (vocabulary % TILE_VOCABULARY) if vocabulary > TILE_VOCABULARY else 0
+    kept = [layer if saved.widest < KEPT_BELOW else 0, int(last_tile * TILES_ALIVE) if last_tile < KEPT_BELOW else 0]
+    return {"activations": activations, "logits": logits, "layer": layer, "allocator": sum(kept)}
 
 
 def predict_for(config: Config, model: Any, dataset: Any, device: str) -> MemoryForecast:
@@ -137,30 +148,34 @@ def predict_for(config: Config, model: Any, dataset: Any, device: str) -> Memory
     return predict_memory(config.model_copy(update={"dtype": dtype}), model.config, lengths, device)
 
 
-def longest_that_fits(config: Config, model_config: Any, available: int, device: str, lengths: Any = None) -> int | None:
-    """The largest ``max_seq_length`` below the present one (in quarters of it) whose forecast fits, or None."""
-    for share in (0.75, 0.5, 0.375, 0.25, 0.125):
-        length = max(8, int(config.max_seq_length * share) // 8 * 8)
-        smaller = config.model_copy(update={"max_seq_length": length})
-        if predict_memory(smaller, model_config, lengths, device).fits(available):
-            return length
-    return None
-
-
 def advice(config: Config, trainer: Any) -> str:
-    """What to turn down, with numbers, in the order that helps most."""
-    return turn_down(config, trainer.model.config, trainer.forecast, memory.available(trainer.args.device.type), trainer.args.device.type)
+    """``turn_down`` for a trainer that ran out of memory."""
+    device = trainer.args.device.type
+    return turn_down(config, trainer.model.config, trainer.forecast, memory.available(device), device)
 
 
 def turn_down(config: Config, model_config: Any, forecast: MemoryForecast, available: int, device: str) -> str:
-    """Advice for a training that does not fit; every setting named is one whose forecast fits."""
-    need = f"a batch of {forecast.shape[0]} × {forecast.shape[1]} tokens needs about {memory.text(forecast.total_bytes)}"
-    steps = []
+    """What to turn down, with numbers: first what changes no result, then shorter sequences, until the forecast fits."""
+    rows, tokens = forecast.shape
+    need = f"a batch of {rows} × {tokens} tokens needs about {memory.text(forecast.total_bytes)}, {memory.text(available)} are free"
+    steps: list[str] = []
+    for step, changes in _turns(config):
+        config = config.model_copy(update=changes)
+        steps = [*(item for item in steps if not item.startswith(step.split("=")[0])), step]
+        smaller = predict_memory(config, model_config, None, device)
+        if smaller.fits(available):
+            return f"{need}; {', '.join(steps)} fits (about {memory.text(smaller.total_bytes)})"
+    return f"{need}, and no shorter length fits; take a smaller model, or train in the cloud"
+
+
+def _turns(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Settings to turn down, one after the other, each on top of those before it."""
     if config.per_device_train_batch_size > 1:
-        accumulation = config.effective_batch_size
-        steps.append(f"per_device_train_batch_size=1 with gradient_accumulation_steps={accumulation} (the same numbers)")
+        rows = config.effective_batch_size
+        changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
+        yield f"per_device_train_batch_size=1 with gradient_accumulation_steps={rows}", changes
     if not config.gradient_checkpointing:
-        steps.append("gradient_checkpointing=true (the same numbers, about a third slower)")
-    length = longest_that_fits(config, model_config, available, device)
-    steps.append(f"max_seq_length={length} (fits)" if length else "a smaller model, or the cloud: no shorter length fits here")
-    return f"{need}, {memory.text(available)} are free; turn down in this order: {'; '.join(steps)}"
+        yield "gradient_checkpointing=true", {"gradient_checkpointing": True}
+    for share in (0.75, 0.5, 0.375, 0.25, 0.125):
+        length = max(8, int(config.max_seq_length * share) // 8 * 8)
+        yield f"max_seq_length={length}", {"max_seq_length": length}

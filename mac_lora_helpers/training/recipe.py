@@ -45,6 +45,9 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
+    from mac_lora_helpers.training import sft  # noqa: F401  (its libraries are no part of what training uses)
+
+    memory.settle()
     baseline = memory.used(device.name)
     set_seed(config.seed)
     with quiet():
