@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# One thread a process: tiny models gain nothing from two, and two spinning threads beside other work lose tenfold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 from mac_lora_helpers.config import Config

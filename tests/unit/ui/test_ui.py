@@ -1,0 +1,125 @@
+"""Tables, coloured tokens, figures and forms: what is shown, and that data never becomes markup."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from mac_lora_helpers import ui
+from mac_lora_helpers.config import resolve
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'single'"
+
+
+def pieces(*items):
+    return [SimpleNamespace(text=text, kind=kind, id=i) for i, (text, kind) in enumerate(items)]
+
+
+def test_a_table_escapes_every_cell_head_title_and_note():
+    shown = ui.Table([HOSTILE], [[HOSTILE]], title=HOSTILE, note=HOSTILE)._repr_html_()
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert shown.count("&lt;script&gt;") == 4
+
+
+def test_a_table_as_text_lines_up_and_keeps_every_value():
+    text = repr(ui.Table(["name", "n"], [("a", 1234567), ("long name", None), ("flag", True)]))
+    lines = text.splitlines()
+    assert lines[0].index("n", 5) == lines[2].index("1,234,567") == lines[3].index("–") == lines[4].index("yes")
+
+
+def test_statuses_carry_a_word_beside_the_colour():
+    checks = [SimpleNamespace(name="x", status=status, detail="d", fix="f") for status in ("ok", "warn", "fail")]
+    shown = ui.checks_table(checks)._repr_html_()
+    assert all(mark in shown for mark in ("✓ ok", "! warn", "✗ fail"))
+
+
+def test_dictionaries_and_lists_read_as_words():
+    assert "rows cut 3, eos lost 0" in repr(ui.Table(["v"], [[{"rows_cut": 3, "eos_lost": 0}]]))
+    assert "k_proj, q_proj" in repr(ui.Table(["v"], [[{"q_proj", "k_proj"}]]))
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (7_291_792, "7.3 MB"), (2.5e12, "2500.0 GB")])
+def test_sizes(count, text):
+    assert ui.size(count) == text
+
+
+def test_config_table_says_where_each_value_came_from():
+    text = repr(ui.config_table(resolve({"max_steps": 3}, {"SEED": "9"}), ["max_steps", "seed", "model_id", "lora_r"]))
+    assert [line.split()[2] for line in text.splitlines()[2:]] == ["parameter", "environment", "preset", "default"]
+
+
+def test_answers_mark_what_equals_the_expected_one():
+    rows = [{"prompt": "q", "base": "a", "tuned": "b ", "expected": "b"}, {"prompt": "q", "base": "a", "tuned": "c", "expected": "b"}]
+    table = ui.answers_table(rows)
+    assert [row[3] for row in table.rows] == ["=", "≠"]
+
+
+def test_tokens_are_escaped_marked_and_explained():
+    view = ui.TokenView(pieces((HOSTILE, "context"), ("yes\n", "trained"), ("<|im_end|>", "special")), title=HOSTILE)
+    shown = view._repr_html_()
+    assert "<script" not in shown
+    assert "&lt;|im_end|&gt;" in shown
+    assert "yes⏎\n" in shown
+    assert all(words in shown for words in ("trained: the loss counts it", "context: read, not trained", "special token, not trained"))
+    assert "[yes\n]" in repr(view)
+
+
+def test_a_legend_names_only_what_is_shown():
+    assert "special token" not in ui.TokenView(pieces(("a", "trained")))._repr_html_()
+
+
+def figures():
+    rows = [{"step": i, "loss": 2 / i, "grad_norm": 1.0, "learning_rate": 1e-4} for i in range(1, 9)]
+    metrics = {"examples": 1, **{who: {"loss": 1.0, "perplexity": 2.7, "exact_match": None} for who in ("base", "tuned")}}
+    report = {
+        "artefacts": [{"name": "a", "greedy_agreement": None, "passed": None}, {"name": "b", "greedy_agreement": 0.5, "passed": False}]
+    }
+    return {
+        "data": ui.data_figure(
+            {"train": [3, 5], "valid": [], "test": [4]}, 8, {"train": 2, "valid": 0, "test": 1}, {"train": 8, "valid": 0, "test": 4}
+        ),
+        "loss": ui.loss_figure(rows, 8),
+        "one step": ui.loss_figure(rows[:1], -1),
+        "no step": ui.loss_figure([], None),
+        "text rows": ui.comparison_figure(metrics),
+        "equivalence": ui.equivalence_figure(report),
+    }
+
+
+@pytest.mark.parametrize("name", ["data", "loss", "one step", "no step", "text rows", "equivalence"])
+def test_every_figure_draws_titles_and_units(name):
+    figure = figures()[name]
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert figure.get_suptitle()
+    for axes in figure.axes:
+        assert axes.get_xlabel() or axes.get_ylabel()
+
+
+def test_the_live_figure_is_one_output(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda figure: shown.append("update"))
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append("new") or handle)
+    live = ui.LiveLoss(seconds=0)
+    for _ in range(3):
+        live([{"step": 1, "loss": 1.0}])
+    assert shown == ["new", "update", "update"]
+
+
+def test_a_headless_run_has_no_form(monkeypatch):
+    monkeypatch.setenv("MAC_LORA_HEADLESS", "1")
+    assert ui.config_form(resolve({}, {}), ["max_steps"]) is None
+
+
+def test_the_form_writes_back_and_refuses_in_place(monkeypatch):
+    monkeypatch.delenv("MAC_LORA_HEADLESS", raising=False)
+    config = resolve({}, {})
+    form = ui.config_form(config, ["max_steps", "learning_rate", "push", "dtype", "prompt"])
+    fields = {row.children[0].description: row for row in form.children[1:]}
+    assert set(fields) == {"max_steps", "learning_rate", "push", "dtype", "prompt"}
+    fields["max_steps"].children[0].value = 7
+    fields["push"].children[0].value = True
+    fields["learning_rate"].children[0].value = -1
+    assert (config.max_steps, config.push, config.learning_rate) == (7, True, 2e-4)
+    assert "kept 0.0002" in fields["learning_rate"].children[1].value
+    assert "changed" in fields["max_steps"].children[1].value
+    assert all(row.children[0].tooltip for row in fields.values())
