@@ -121,6 +121,12 @@ class Config(BaseModel):
     gradient_checkpointing: bool = _param(
         True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training"
     )
+    fast_path: Literal["auto", "lean", "off"] = _param(
+        "auto",
+        "auto: the same numbers with less work, for models it knows; lean: less memory too, a little slower; off: TRL's own path",
+        "Training",
+        "training",
+    )
     logging_steps: Whole = _param(10, "optimizer steps between two lines of the log", "Training", "training", ge=1)
     save_steps: Whole = _param(200, "optimizer steps between two checkpoints", "Training", "training", ge=1)
     save_total_limit: Whole = _param(2, "checkpoints kept", "Training", "training", ge=1)

@@ -1,8 +1,9 @@
 """Plain against fast on a short batch, on the device in use, before the fast path is applied.
 
 Tests cannot foresee every device and library version, so this asks the machine itself. The batch is the beginning of
-the trainer's first row, its first half without labels. The adapter's B, zero at the start, is moved for the
-comparison (A would have no gradient otherwise) and put back; dropout is off; the random state is untouched.
+the trainer's first row, its first half without labels. A failure counts as a difference: the plain path is always there.
+The adapter's B, zero at the start, is moved for the comparison (A would have no gradient otherwise) and put back;
+dropout is off; the random state is untouched.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
+from mac_lora_helpers.training.recipe import first_line
 
 TOKENS = 64
 #: Relative differences that are accepted, by the weights' dtype: of the loss, and of the gradient's vector.
@@ -29,7 +32,10 @@ def compare_paths(trainer: Any, path: Any) -> tuple[dict[str, float], str]:
         path.enabled = False
         plain = _loss_and_gradient(trainer.model, inputs)
         path.enabled, before = True, path.steps
-        fast = _loss_and_gradient(trainer.model, inputs)
+        try:
+            fast = _loss_and_gradient(trainer.model, inputs)
+        except (RuntimeError, TypeError, AttributeError, KeyError, ValueError) as error:
+            return {}, f"on {device.type} it fails: {type(error).__name__}: {first_line(error)}"
     if path.steps == before:
         return {}, "the trainer's model does not call it"
     differences = {

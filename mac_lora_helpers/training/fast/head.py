@@ -14,7 +14,7 @@ import torch
 from torch.autograd import Function
 
 #: Bytes of logits alive at once, and bounds of the rows in a chunk. Fewer rows reread the head's weights more often.
-LOGIT_BYTES = 80 * 2**20
+LOGIT_BYTES = 160 * 2**20
 CHUNK_ROWS = (32, 4096)
 #: Rows whose softmax is computed together on the CPU: they stay in its cache.
 CPU_ROWS = 8

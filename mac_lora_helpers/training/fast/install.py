@@ -65,6 +65,8 @@ def make_fast(trainer: Any, recompute: str = "auto", budget_bytes: int | None = 
         require_known(trainer)
     except Unknown as unknown:
         return FastReport(False, str(unknown))
+    except AttributeError as error:
+        return FastReport(False, f"the model is not built as expected: {error}")
     plan = _plan(trainer, recompute, budget_bytes)
     path = _FastPath(trainer.model.get_base_model(), plan)
     path.install()

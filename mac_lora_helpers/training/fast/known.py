@@ -63,6 +63,12 @@ def _require_trainer(trainer: Any) -> None:
         raise Unknown(f"parameters are sharded ({accelerator.distributed_type.value})")
     if trainer.args.activation_offloading:
         raise Unknown("activation offloading is on")
+    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
+        raise Unknown("label smoothing, or a loss function of one's own, needs all logits")
+    if trainer.args.torch_compile:
+        raise Unknown("the model is compiled")
+    if not hasattr(trainer.train_dataset, "select_columns") or not hasattr(trainer.train_dataset, "__len__"):
+        raise Unknown("the training data are a stream, whose longest row is not known")
     if "fused_lm_head" not in inspect.signature(trainer.model.get_base_model().forward, follow_wrapped=False).parameters:
         raise Unknown("this version of trl has another output head")
 

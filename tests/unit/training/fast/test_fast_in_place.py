@@ -7,7 +7,7 @@ from training_rows import dataset
 
 from mac_lora_helpers import training
 from mac_lora_helpers.training import fast
-from mac_lora_helpers.training.fast import head
+from mac_lora_helpers.training.fast import head, mlp
 
 
 def first_batch(trainer):
@@ -113,6 +113,19 @@ def test_a_path_that_computes_something_else_is_refused(build, monkeypatch):
     trainer.train()
 
 
+def test_a_device_that_cannot_run_it_keeps_the_plain_path(build, monkeypatch):
+    _, trainer = build(max_steps=2)
+
+    def unsupported(*_):
+        raise NotImplementedError("The operator 'aten::silu_backward' is not implemented for this device.\nmore")
+
+    monkeypatch.setattr(mlp, "_backward_gates", unsupported)
+    report = fast.make_fast(trainer)
+    assert not report.applied
+    assert "it fails: NotImplementedError: The operator 'aten::silu_backward' is not implemented for this device." in report.reason
+    trainer.train()
+
+
 @pytest.mark.parametrize(("family", "sizes"), [("gpt2", True), ("gemma", False), ("phi", False), ("gpt_neox", False)])
 def test_other_families_keep_the_plain_path_and_train(build, family_folder, family, sizes):
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 4} if sizes else {}
@@ -131,6 +144,7 @@ def test_other_families_keep_the_plain_path_and_train(build, family_folder, fami
         (lambda model: model.model.layers[1].mlp.up_proj.weight.requires_grad_(True), "is trained"),
         (lambda model: model.set_attn_implementation("eager"), "eager"),
         (lambda model: setattr(model.config, "hidden_act", "gelu"), "gelu"),
+        (lambda model: setattr(model.model.layers[0].self_attn.q_proj, "_disable_adapters", True), "active adapter"),
         (lambda model: setattr(model.config, "final_logit_softcapping", 30.0), "scaled or capped"),
     ],
 )

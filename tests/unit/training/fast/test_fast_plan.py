@@ -66,5 +66,5 @@ def test_parts_for_a_forecast():
     plan = fast.choose_plan(sizes(), None)
     parts = fast.memory_parts(SHAPE, plan, 1, 512, 4)
     assert set(parts) == {"activations", "logits", "layer"}
-    assert parts["logits"] <= 80 * 2**20
+    assert parts["logits"] <= 160 * 2**20
     assert parts["activations"] == plan.kept_bytes
