@@ -163,7 +163,8 @@ def side_ours(folder: Path) -> dict:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "seconds": end - begin, "cpu": cpu, "validate": checked - begin, "encode": end - checked,
-        "rows": len(found.rows), "peak_bytes": peak, "tokens": encoded.tokens["total"], "masking": encoded.masking, "template": encoded.template_name,
+        "rows": len(found.rows), "peak_bytes": peak, "tokens": encoded.tokens["total"],
+        "masking": encoded.masking, "template": encoded.template_name,
     }  # fmt: skip
 
 
@@ -239,8 +240,8 @@ def report(bare: list[dict], ours: list[dict], shapes: dict, rows: int) -> None:
         print(f"batch size {size:<13}{line['shapes']:>8}{line['padding']:>10.1%}{line['plain_shapes']:>14}{line['plain_padding']:>15.1%}")
     result = {
         "ratio": round(own / rate, 3), "ratio_to_rust": round(own / rust, 3), "ratio_cpu": round(cpu, 3), "peak_bytes": peak,
-        "rows_per_second": round(own), "bare_rows_per_second": round(rate), "tokens_per_row": round(tokens), "masking": ours[0]["masking"], "shapes": shapes,
-        "conditions": conditions(rows, len(ours)),
+        "rows_per_second": round(own), "bare_rows_per_second": round(rate), "tokens_per_row": round(tokens), "masking": ours[0]["masking"],
+        "shapes": shapes, "conditions": conditions(rows, len(ours)),
     }  # fmt: skip
     print(json.dumps(result))
 

@@ -27,6 +27,9 @@ def read_messages(raw: Any, field: str, faults: Faults) -> list[Message]:
     if not raw:
         faults.append(Fault("empty_messages", field, "the list of messages is empty"))
         return []
+    if _empty_system(raw[0]) and len(raw) > 1:
+        faults.append(Fault("empty_system", f"{field}[0]", "an empty system turn was left out"))
+        raw = raw[1:]
     before = len(faults)
     messages = [_read_message(item, f"{field}[{index}]", faults) for index, item in enumerate(raw)]
     if len(faults) == before or all(fault.kind == "content_parts" for fault in faults[before:]):
@@ -39,6 +42,11 @@ def _from_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _empty_system(item: Any) -> bool:
+    """Many data sets give every row a system turn, empty where there is nothing to say."""
+    return isinstance(item, dict) and item.get("role") == "system" and item.get("content") in ("", None)
 
 
 def _read_message(item: Any, field: str, faults: Faults) -> Message:

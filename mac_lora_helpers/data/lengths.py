@@ -24,7 +24,8 @@ class Ledger:
         rows: rows before the limit. rows_cut: rows that lost their end.
         answers_cut: answers of which only the beginning is left. answers_lost: answers left out whole.
         eos_lost: answers without their end token. dropped: rows left out because no answer fits.
-        rows_split: rows that became several.
+        rows_split: rows that became several. longest: tokens of the longest row, before the limit.
+        longest_first: tokens up to the end of the first answer, at most.
     """
 
     rows: int = 0
@@ -34,12 +35,14 @@ class Ledger:
     eos_lost: int = 0
     dropped: int = 0
     rows_split: int = 0
+    longest: int = 0
+    longest_first: int = 0
     damaged: int = 0
     needed: array = field(default_factory=lambda: array("L"))
 
     def to_dict(self) -> dict[str, int]:
         """The manifest's ``truncation``."""
-        names = ("rows", "rows_cut", "answers_cut", "answers_lost", "eos_lost", "dropped", "rows_split")
+        names = ("rows", "rows_cut", "answers_cut", "answers_lost", "eos_lost", "dropped", "rows_split", "longest", "longest_first")
         return {name: getattr(self, name) for name in names}
 
     def check(self, config: Config) -> None:
@@ -75,7 +78,10 @@ class Fitter:
     def fit(self, rows: list[Row], messages: list[Message] | None = None, tools: Any = None) -> list[Row]:
         """One example's rows, or what is left of them."""
         self.ledger.rows += len(rows)
-        self.ledger.needed.extend(row.spans[0][1] for row in rows)
+        needed = [row.spans[0][1] for row in rows]
+        self.ledger.needed.extend(needed)
+        self.ledger.longest = max(self.ledger.longest, *(len(row.ids) for row in rows))
+        self.ledger.longest_first = max(self.ledger.longest_first, *needed)
         if all(len(row.ids) <= self.limit for row in rows):
             return rows
         if self.how == "split":

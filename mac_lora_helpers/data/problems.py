@@ -61,10 +61,11 @@ FIXES: dict[str, str] = {
     "crlf_in_text": r"replace \r\n by \n, or the model learns to write it",
     "content_parts": "nothing; lists of text parts were joined",
     "unanswered_turn": "nothing; turns after the last answer were left out",
+    "empty_system": "nothing; empty system turns were left out",
     "ignored_fields": "nothing, unless one of them should be trained on",
     "duplicates": "nothing; copies stay in one split. Remove them if they should not count twice",
 }
-NOTES = frozenset({"bom", "crlf_in_text", "content_parts", "unanswered_turn", "ignored_fields", "duplicates"})
+NOTES = frozenset({"empty_system", "bom", "crlf_in_text", "content_parts", "unanswered_turn", "ignored_fields", "duplicates"})
 
 
 class Fault(NamedTuple):

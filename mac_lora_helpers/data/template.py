@@ -92,9 +92,9 @@ class ChatTemplate:
         return lead, tail
 
     def _end_marker(self, tokens: Any) -> str:
-        """The tail up to its first added token; none if the tail has no such token."""
+        """The tail up to its first added token, and those that follow it directly; none if the tail has no such token."""
         pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) or "(?!)"
-        found = re.search(pattern, self.tail)
+        found = re.search(f"(?:{pattern})+", self.tail)
         return self.tail[: found.end()] if found else ""
 
     def injected_system(self) -> str:
@@ -174,8 +174,8 @@ def render_prompt(tokenizer: Any, messages: list[Message], tools: Any = None) ->
 
 
 def _cached_template(tokenizer: Any, tools: bool) -> ChatTemplate:
-    text = template_text(tokenizer, tools)
+    key = template_text(tokenizer, tools), str(tokenizer.special_tokens_map)
     cache = tokenizer.__dict__.setdefault("_mac_lora_templates", {})
-    if text not in cache:
-        cache[text] = ChatTemplate(tokenizer, tools)
-    return cache[text]
+    if key not in cache:
+        cache[key] = ChatTemplate(tokenizer, tools)
+    return cache[key]

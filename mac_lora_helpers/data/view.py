@@ -49,14 +49,13 @@ def summary(encoded: Encoded) -> list[tuple[str, str, str]]:
     total, supervised = encoded.tokens["total"], encoded.tokens["supervised"]
     sizes = ", ".join(f"{name} {len(values):,}" for name, values in encoded.lengths.items())
     cut = encoded.truncation
-    longest = max((int(values.max()) for values in encoded.lengths.values() if len(values)), default=0)
     rows = [
         ("rows", sizes, "rows of tokens in each split"),
-        ("tokens", f"{total:,}", f"the longest row has {longest:,}; the limit is {encoded.max_seq_length:,}"),
+        ("tokens", f"{total:,}", f"the longest row has {cut['longest']:,}; the limit is {encoded.max_seq_length:,}"),
         ("trained tokens", f"{supervised:,} ({supervised / max(total, 1):.0%})", f"tokens with a label: loss on {encoded.loss_on}"),
         ("template", encoded.template_name, f"answers found by: {encoded.masking}"),
-        ("rows cut", f"{cut['rows_cut']:,}", "rows that lost their end to the limit"),
-        ("answers cut", f"{cut['answers_cut']:,}", "answers of which only the beginning is left"),
+        ("rows cut", f"{cut['rows_cut']:,}", f"rows that lost their end; max_seq_length={cut['longest']} would cut none"),
+        ("answers cut", f"{cut['answers_cut']:,}", f"answers of which only the beginning is left; {cut['longest_first']} would cut none"),
         ("answers left out", f"{cut['answers_lost']:,}", "whole answers behind the limit"),
         ("EOS lost", f"{cut['eos_lost']:,}", "answers without their end token: too many, and the model never stops"),
         ("rows dropped", f"{cut['dropped']:,}", "rows without room for an answer"),

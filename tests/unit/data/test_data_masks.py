@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 from conversations import conversations, make, runs, text, write_rows
-from tokenizer_kinds import CHATML, INST, MARKED, NO_PROMPT, PLAIN, REWRITES, SPACE, trl_template, write_kind
+from tokenizer_kinds import (
+    CHATML,
+    INST,
+    LAST_USER,
+    MARKED,
+    NO_PROMPT,
+    PLAIN,
+    REWRITES,
+    SPACE,
+    stock_names,
+    stock_tokenizer,
+    trl_template,
+    write_kind,
+)
 
 from mac_lora_helpers import data
 from mac_lora_helpers.config import resolve
@@ -107,7 +120,7 @@ def test_white_space_that_merges_across_the_boundary_is_encoded_as_inference_has
 def test_history_that_the_template_rewrites_makes_one_row_a_turn(tmp_path):
     rows = conversations(50, system=False)
     path = write_rows(tmp_path / "r.jsonl", [{"messages": row} for row in rows])
-    for template in (REWRITES, trl_template("qwen3")):
+    for template in (REWRITES, LAST_USER, trl_template("qwen3")):
         _, _, _, splits, tokenizer, encoded = make(write_kind(tmp_path / "model", "qwen2", template), path)
         tokens = iter(encoded.splits["train"])
         for example in splits["train"]:
@@ -120,6 +133,37 @@ def test_history_that_the_template_rewrites_makes_one_row_a_turn(tmp_path):
                 assert row["input_ids"][stop - 1] == tokenizer.convert_tokens_to_ids("<|im_end|>")
         assert next(tokens, None) is None
         assert "turn_by_turn" in {lint.name for lint in encoded.lints}
+
+
+#: Families that small Macs train; TRL's other templates may be refused, but never be masked wrongly.
+WANTED = {"qwen2_5", "qwen3", "qwen3_instruct_2507", "llama3", "llama3_1", "llama3_2", "gemma", "gemma3", "phi3", "lfm2", "cohere2"}
+
+
+@pytest.mark.parametrize("name", stock_names())
+def test_every_stock_template_of_trl_is_masked_rightly_or_refused(name, tmp_path):
+    rows = conversations(12, system=False)
+    try:
+        made = make(stock_tokenizer(tmp_path / "model", name), write_rows(tmp_path / "r.jsonl", [{"messages": row} for row in rows]))
+    except InputError:
+        assert name not in WANTED
+        return
+    _, _, _, splits, tokenizer, encoded = made
+    for part, examples in splits.items():
+        tokens = iter(encoded.splits[part])
+        for example in examples:
+            turns = [turn for turn, m in enumerate(example.messages) if m["role"] == "assistant"]
+            while turns:
+                row = next(tokens)
+                for start, stop in runs(row["labels"]):
+                    turn = turns.pop(0)
+                    prompt = tokenizer.apply_chat_template(example.messages[:turn], add_generation_prompt=True)["input_ids"]
+                    assert row["input_ids"][:start] == prompt
+                    trained = tokenizer.decode(row["input_ids"][start:stop])
+                    assert example.messages[turn]["content"].strip() in trained
+                    assert not trained[-1].isspace()
+                    last = row["input_ids"][stop - 1]
+                    assert last in tokenizer.added_tokens_decoder, "nothing ends the answer"
+        assert next(tokens, None) is None
 
 
 def test_templates_that_no_mask_is_right_for_are_refused(tmp_path):

@@ -79,6 +79,7 @@ SHAPES = {
     "messages": ({"messages": PAIR}, "messages", {"messages": PAIR}),
     "messages, other keys": ({"prompt": Q, "id": 3, "messages": PAIR}, "messages", {"messages": PAIR}),
     "messages, keys in another order": ({"messages": [{"content": Q, "role": "user"}, PAIR[1]]}, "messages", {"messages": PAIR}),
+    "messages, empty system turn": ({"messages": [{"role": "system", "content": ""}, *PAIR]}, "messages", {"messages": PAIR}),
     "messages, parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, PAIR[1]]},
         "messages",
@@ -182,6 +183,22 @@ def test_plain_text_trains_everything_with_one_eos_and_says_so(tmp_path):
     asked = resolve({"data_files": str(tmp_path / "r.jsonl"), "text_field": "text", "loss_on": "assistant"}, env={})
     with pytest.raises(InputError, match="plain text without turns"):
         data.encode(splits, tokenizer, asked)
+
+
+def test_a_tokenizer_that_writes_the_eos_itself_writes_it_once(tmp_path):
+    from tokenizer_kinds import tokenizer_of
+    from tokenizers import processors
+
+    tokenizer = tokenizer_of("llama2")
+    ids = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ids)
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = write_rows(tmp_path / "r.jsonl", [{"text": f"{'<s>' * (i % 2)}text {i}"} for i in range(6)])
+    config = resolve({"model_id": str(tmp_path / "model"), "data_files": str(rows)}, env={})
+    splits = data.split(data.validate(data.load(config), config), config)
+    for row in data.encode(splits, data.load_tokenizer(config), config).splits["train"]:
+        assert (row["input_ids"][0], row["input_ids"][-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert row["input_ids"].count(tokenizer.eos_token_id) == row["input_ids"].count(tokenizer.bos_token_id) == 1
 
 
 HUB = """

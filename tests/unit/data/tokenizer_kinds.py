@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,6 +45,13 @@ MARKED = (
 REWRITES = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{% if m['role'] == 'assistant' and loop.last %}"
     "{{ ' (latest)' }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+#: Marks the last question, and so rewrites each one once the next is asked (Mistral puts the system prompt there).
+LAST_USER = (
+    "{% set users = messages | selectattr('role', 'equalto', 'user') | list %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'user' %}{{ '(now) ' if m == users[-1] else '(was) ' }}{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 #: Writes the header only around answers, never as a prompt.
 NO_PROMPT = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -109,6 +117,27 @@ def tokenizer_of(kind: str, template: str | None = CHATML):
         tokenizer.unk_token = "<unk>"
     tokenizer.chat_template = template
     return tokenizer
+
+
+#: What a template writes as a token: <|…|>, <｜…｜>, <name>, [INST]; thinking and tool tags are plain text to most models.
+TOKENS = re.compile(r"<[|｜][^<>\n]{1,40}[|｜]>|<[a-z_]+(?:\|)?>|\[/?INST\]|</?s>")
+TAGS = {"<think>", "</think>", "<tool_call>", "<tools>"}
+
+
+def stock_tokenizer(folder: Path, name: str) -> Path:
+    """A Qwen2 kind of tokenizer with a stock template of TRL and the special tokens that it writes."""
+    template = trl_template(name)
+    tokenizer = tokenizer_of("qwen2", template)
+    tokens = sorted(set(TOKENS.findall(template)) - TAGS)
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens, "bos_token": "<bos>"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stock_names() -> list[str]:
+    """The stock templates that TRL ships."""
+    folder = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+    return sorted(path.stem for path in folder.glob("*.jinja") if not path.stem.endswith("_training"))
 
 
 def write_kind(folder: Path, kind: str, template: str | None = CHATML) -> Path:
