@@ -26,13 +26,9 @@ def build_trainer(
     """TRL's ``SFTTrainer`` over the tokens of notebook 02, with log, guards and whole checkpoints.
 
     Args:
-        model: from ``load_model``.
+        model, lora, args: from ``load_model``, ``lora_config`` and ``sft_config``.
         tokenizer: from ``data.load_tokenizer``; pads on the right.
         tokens: ``{"train": Dataset, …}`` with ``input_ids`` and ``labels``.
-        lora: from ``lora_config``.
-        args: from ``sft_config``.
-        run: the run directory.
-        config: the resolved parameters.
         on_log: called with all log rows so far after each new one, for a live figure. Without it a notebook shows
             transformers' own progress table.
 
@@ -44,9 +40,7 @@ def build_trainer(
 
     from mac_lora_helpers.training.sft import LoraTrainer
 
-    known = batches.check_rows(tokens.get("train"), config)
-    if args.max_length != config.max_seq_length:
-        raise CheckFailed(f"the trainer would use max_length={args.max_length}, not max_seq_length={config.max_seq_length}")
+    known = _check(tokens, args, config)
     forecast = predict_for(config, model, tokens["train"], args.device.type)
     trainer = LoraTrainer(
         model=model,
@@ -65,6 +59,12 @@ def build_trainer(
     if on_log is None:
         _notebook_progress(trainer)
     return trainer
+
+
+def _check(tokens: dict[str, Any], args: Any, config: Config) -> set[bytes]:
+    if args.max_length != config.max_seq_length:
+        raise CheckFailed(f"the trainer would use max_length={args.max_length}, not max_seq_length={config.max_seq_length}")
+    return batches.check_rows(tokens.get("train"), config)
 
 
 def _notebook_progress(trainer: Any) -> None:

@@ -45,10 +45,8 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    from mac_lora_helpers.training import sft  # noqa: F401  (its libraries are no part of what training uses)
-
     memory.settle()
-    baseline = memory.used(device.name)
+    baseline = memory.used(device.name) - memory.library_bytes()
     set_seed(config.seed)
     with quiet():
         try:
@@ -73,7 +71,8 @@ def lora_config(config: Config, model: Any) -> Any:
     Raises:
         InputError: ``lora_targets`` names a module that the model does not have.
     """
-    from peft import LoraConfig
+    with memory.importing():
+        from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
     targets = find_targets(model, config.lora_targets)
@@ -89,12 +88,41 @@ def lora_config(config: Config, model: Any) -> Any:
     )
 
 
-def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
-    """``trl.SFTConfig`` with every setting stated whose default is not the recipe's or changed between versions.
+#: Settings of ``SFTConfig`` that are the same for every training, and stated because their defaults are not the
+#: recipe's or changed between versions. The weights are in their dtype already, so mixed precision stays off; the data
+#: come as tokens, so nothing is tokenized, cut, packed or given an end-of-sequence token.
+FIXED: dict[str, Any] = {
+    "lr_scheduler_type": "linear",
+    "optim": "adamw_torch",
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "fp16": False,
+    "bf16": False,
+    "packing": False,
+    "padding_free": False,
+    "shuffle_dataset": False,
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+    "dataloader_num_workers": 0,  # workers deadlock on macOS with Python 3.12
+    "dataloader_pin_memory": False,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,  # it would hide a NaN in the logged mean
+    "save_strategy": "steps",
+    "eval_strategy": "no",
+    "report_to": "none",
+    "push_to_hub": False,
+    "disable_tqdm": True,
+}
 
-    The weights already are in ``dtype``, so mixed precision (``fp16``/``bf16``) stays off. The data come as tokens:
-    nothing is tokenized, cut, packed or given an end-of-sequence token here.
+
+def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
+    """``trl.SFTConfig`` for this run: the parameters, and ``FIXED``.
+
+    Raises:
+        CheckFailed: transformers would train on another device than the chosen one.
     """
+    with memory.importing():
+        from mac_lora_helpers.training import sft  # noqa: F401
     from trl import SFTConfig
 
     limit = {"max_steps": config.max_steps} if config.max_steps > 0 else {"num_train_epochs": config.num_train_epochs}
@@ -103,36 +131,17 @@ def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
         per_device_train_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        optim="adamw_torch",
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        fp16=False,
-        bf16=False,
         max_length=config.max_seq_length,
-        packing=False,
-        padding_free=False,
-        shuffle_dataset=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
         activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=device.name == "cpu",
         torch_empty_cache_steps=10 if device.name == "mps" else None,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
         seed=config.seed,
         data_seed=config.seed,
         logging_steps=config.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=config.save_total_limit,
-        eval_strategy="no",
-        report_to="none",
-        push_to_hub=False,
-        disable_tqdm=True,
         **limit,
+        **FIXED,
     )
     if args.device.type != device.name:
         raise CheckFailed(f"the trainer would use {args.device.type}, not {device.name}", where="parameter device")

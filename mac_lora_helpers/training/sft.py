@@ -27,7 +27,7 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, UserError
 from mac_lora_helpers.training import guards, resume
 from mac_lora_helpers.training.log import RunLog
-from mac_lora_helpers.training.memory import PeakMeter
+from mac_lora_helpers.training.memory import PeakMeter, library_bytes
 from mac_lora_helpers.training.recipe import first_line, quiet
 from mac_lora_helpers.training.saving import write_adapter
 
@@ -55,7 +55,8 @@ class LoraTrainer(SFTTrainer):
         self.config, self.identity, self.run_log, self.explain_memory = config, identity, run_log, explain_memory
         self.folder = Path(self.args.output_dir)
         base = self.model.get_base_model()
-        self.meter = PeakMeter(self.args.device.type, getattr(base, "memory_baseline", 0) if self.args.device.type == "cpu" else 0)
+        on_cpu = self.args.device.type == "cpu"
+        self.meter = PeakMeter(self.args.device.type, getattr(base, "memory_baseline", 0) + library_bytes() if on_cpu else 0)
         self.memory_guard = guards.MemoryGuard()
         self.stop_request: UserError | None = None
         self.peak_before = 0
