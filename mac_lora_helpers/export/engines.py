@@ -47,6 +47,8 @@ class Engine(Protocol):
     engine: str
     #: Seconds from the file to a model that answers.
     load_seconds: float
+    #: Ids at which this engine stops though the model's settings do not name them.
+    own_ends: frozenset[int]
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids that the engine itself makes of the chat or text."""

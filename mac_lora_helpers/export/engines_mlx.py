@@ -37,6 +37,7 @@ class Mlx:
 
         self.engine = f"mlx-lm {importlib.metadata.version('mlx-lm')}"
         self._mx, self._render, self._ends = mx, render, set(ends)
+        self.own_ends: frozenset[int] = frozenset()
         start = time.perf_counter()
         try:
             self._model, wrapped = mlx_lm.load(str(folder), model_config=overrides, adapter_path=None if adapter is None else str(adapter))

@@ -68,6 +68,7 @@ class Transformers:
             ) from error
         self.load_seconds = time.perf_counter() - start
         self._render, self.ends = render, list(ends)
+        self.own_ends: frozenset[int] = frozenset()
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return self._render(self.tokenizer, prompt)

@@ -173,7 +173,7 @@ def _measure(candidate: Candidate, reference: Reference, engine: Engine, entry: 
     unequal = [index for index, (mine, ids) in enumerate(zip(found_ids, reference.rows, strict=True)) if mine != list(ids)]
     answers = engine.answers(reference.rows, reference.limit, reference.answers)
     with candidate.oracle() as oracle:
-        comparison = reference.compare(answers, candidate.tolerance, oracle)
+        comparison = reference.compare(answers, candidate.tolerance, oracle, engine.own_ends)
     entry.update(
         engine=engine.engine,
         load_seconds=round(engine.load_seconds, 4),
@@ -191,7 +191,7 @@ def _quality(candidate: Candidate, reference: Reference, engine: Engine, answers
     """What the artefact's rounding costs: loss on the held-out answers, and greedy agreement with the adapter."""
     loss = reference.loss(engine.score)
     cost = None if loss is None or reference.adapter_loss is None else round(loss - reference.adapter_loss, 5)
-    own = reference.compare(answers, candidate.tolerance)
+    own = reference.compare(answers, candidate.tolerance, own_ends=engine.own_ends)
     return {
         "loss": _rounded(loss),
         "adapter_loss": _rounded(reference.adapter_loss),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,14 @@ class Comparison:
     Args:
         prompts: number compared. equal: prompts whose tokens and end are all the reference's.
         difference: largest difference of a token's log-probability.
+        early: answers that the engine ended at a token of its own choice, the reference's best one there.
         near_ties: differing tokens whose two candidates lie closer than the tolerance. differences: all others.
     """
 
     prompts: int = 0
     equal: int = 0
     difference: float = 0.0
+    early: int = 0
     near_ties: list[dict[str, Any]] = field(default_factory=list)
     differences: list[dict[str, Any]] = field(default_factory=list)
 
@@ -39,19 +41,26 @@ class Comparison:
 
     def listed(self) -> dict[str, Any]:
         """The differing tokens for the report, the first of each kind."""
-        return {"near_ties": self.near_ties[:_LISTED], "differences": self.differences[:_LISTED]}
+        return {"ended_early": self.early, "near_ties": self.near_ties[:_LISTED], "differences": self.differences[:_LISTED]}
 
 
-def compare(answers: Sequence[Answer], verdicts: Sequence[Verdict], ends: Sequence[int], tolerance: float) -> Comparison:
+def compare(
+    answers: Sequence[Answer], verdicts: Sequence[Verdict], ends: Sequence[int], tolerance: float, own_ends: Collection[int] = ()
+) -> Comparison:
     """Compares answers with the reference's view of the same tokens.
 
     Args:
-        ends: ids that end an answer. tolerance: in natural log-probability.
+        ends: ids that end an answer. own_ends: ids at which the engine stops besides them.
+        tolerance: in natural log-probability.
     """
     found = Comparison(prompts=len(answers))
     for number, (answer, verdict) in enumerate(zip(answers, verdicts, strict=True)):
         before = len(found.near_ties) + len(found.differences)
-        _one(found, number, answer, verdict, set(ends), tolerance)
+        if answer.end in own_ends and answer.end not in ends and verdict.best[len(answer.tokens)] == answer.end:
+            found.early += 1
+            _one(found, number, answer, verdict, {*ends, answer.end}, tolerance)
+        else:
+            _one(found, number, answer, verdict, set(ends), tolerance)
         found.equal += len(found.near_ties) + len(found.differences) == before
     return found
 

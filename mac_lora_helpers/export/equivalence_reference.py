@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,14 +66,14 @@ class Reference:
             self._verdicts[key] = judge(self.model, ids, answer.tokens, self.end_of(answer))
         return self._verdicts[key]
 
-    def compare(self, answers: Sequence[Answer], tolerance: float, model: Any = None) -> Comparison:
-        """Answers to the prompts against the adapter, or against another model."""
+    def compare(self, answers: Sequence[Answer], tolerance: float, model: Any = None, own_ends: Collection[int] = ()) -> Comparison:
+        """Answers to the prompts against the adapter, or against another model; ``own_ends``: see ``compare``."""
         pairs = zip(self.rows, answers, strict=True)
         if model is None:
             views = [self.judge(ids, answer) for ids, answer in pairs]
         else:
             views = [judge(model, ids, answer.tokens, self.end_of(answer)) for ids, answer in pairs]
-        return compare(answers, views, self.ends, tolerance)
+        return compare(answers, views, self.ends, tolerance, own_ends)
 
     def end_of(self, answer: Answer) -> int:
         return answer.end if answer.end is not None and answer.end < self.settings.vocab_size else self.ends[0]

@@ -22,6 +22,22 @@ from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.engines import Answer, Prompt
 
+#: Texts that llama.cpp takes for an end of the answer, whatever the file names (``llama-vocab.cpp``).
+_END_TEXTS = frozenset(
+    (
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<end_of_turn>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|eom_id|>",
+        "</s>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+    )
+)
 #: Files up to this size run on one thread: more only wait for each other.
 _SMALL = 100_000_000
 
@@ -56,7 +72,7 @@ class LlamaCpp:
             name = path.name if lora is None else f"{lora.name} on {path.name}"
             raise CheckFailed(f"llama.cpp does not load {name}: {error}", where=portable(str(path)), fix="write the file again") from error
         self.load_seconds = time.perf_counter() - start
-        self._rows, self._end = _vocabulary(path)
+        self._rows, self._end, self.own_ends = _vocabulary(path)
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -136,13 +152,14 @@ def _finite(value: float | None) -> float:
     return -1e30 if value is None else float(value)
 
 
-def _vocabulary(path: Path) -> tuple[int, int]:
-    """Number of tokens and id of the end token that the file states."""
+def _vocabulary(path: Path) -> tuple[int, int, frozenset[int]]:
+    """Number of tokens, id of the end token that the file states, ids that llama.cpp takes for one by their text."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    end = reader.get_field("tokenizer.ggml.eos_token_id")
-    return len(reader.get_field("tokenizer.ggml.tokens").data), int(end.contents()) if end else 0
+    end, tokens = reader.get_field("tokenizer.ggml.eos_token_id"), reader.get_field("tokenizer.ggml.tokens").contents()
+    known = frozenset(index for index, token in enumerate(tokens) if token in _END_TEXTS)
+    return len(tokens), int(end.contents()) if end else 0, known
 
 
 def _parameters(path: Path, lora: Path | None, context: int, key: str) -> Any:

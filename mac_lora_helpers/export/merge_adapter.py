@@ -65,6 +65,9 @@ class MergeReport:
 def merge(run: RunDir, config: Config) -> MergeReport:
     """Merges the adapter into the base and writes ``export/merged``, checked by its logits.
 
+    With ``merged_dtype=auto`` the weights get the base's own type, unless that rounding would undo more than a tenth
+    of what the adapter changes: then they stay float32.
+
     Returns:
         The report. The folder takes its place only if the check passed.
 
@@ -75,27 +78,44 @@ def merge(run: RunDir, config: Config) -> MergeReport:
     from mac_lora_helpers.data import load_tokenizer
 
     config = trained_config(run, config)
-    tokenizer = load_tokenizer(config)
-    model, head = load_adapted(config, adapter_folder(run, config))
+    tokenizer, source = load_tokenizer(config), adapter_folder(run, config)
+    model, head = load_adapted(config, source)
     probe = probe_rows(run, tokenizer)
     wanted = logits(model, probe)
     with model.disable_adapter():
         effect = largest_difference(wanted, logits(model, probe))
-    modules = len(read_adapter(adapter_folder(run, config)).updates)
-    stored = stored_dtype(config)
-    dtype = stored if config.merged_dtype == "auto" else config.merged_dtype
     merged = _merge_in_float32(model)
+    largest = max(1.0, *(float(row.abs().max()) for row in wanted))
     with run.folder("merged") as folder:
-        write_model(merged, tokenizer, folder, dtype)
-        got = logits(load_plain(folder), probe)
-        difference = largest_difference(wanted, got)
-        tolerance = SHARE[dtype] * max(1.0, max(float(row.abs().max()) for row in wanted))
-        cast = "float32, no cast" if dtype == "float32" else f"float32 → {dtype}"
+        dtype, difference, cast = _write_checked(merged, tokenizer, folder, config, probe, wanted, effect, largest)
+        tolerance = SHARE[dtype] * largest
         size = sum(file.stat().st_size for file in folder.iterdir())
-        note = f"{cast} (the base is stored as {stored})"
-        report = MergeReport(difference, tolerance, difference <= tolerance, effect, note, dtype, head, modules, size)
+        modules = len(read_adapter(source).updates)
+        report = MergeReport(difference, tolerance, difference <= tolerance, effect, cast, dtype, head, modules, size)
         _require(report)
     return report
+
+
+def _write_checked(
+    merged: Any, tokenizer: Any, folder: Path, config: Config, probe: list[list[int]], wanted: list[Any], effect: float, largest: float
+) -> tuple[str, float, str]:
+    """Writes the model in the type asked for; (type, largest logit difference when read back, the cast in words)."""
+    stored, rejected = stored_dtype(config), ""
+    for dtype in _types(config.merged_dtype, stored):
+        for file in folder.iterdir():
+            file.unlink()
+        write_model(merged, tokenizer, folder, dtype)
+        difference = largest_difference(wanted, logits(load_plain(folder), probe))
+        if dtype == "float32" or config.merged_dtype != "auto" or difference <= min(SHARE[dtype] * largest, effect / 10):
+            break
+        rejected = f"; {dtype} would move the logits by {difference:.2g}"
+    cast = "float32, no cast" if dtype == "float32" else f"float32 → {dtype}"
+    return dtype, difference, f"{cast} (the base is stored as {stored}{rejected})"
+
+
+def _types(wanted: str, stored: str) -> list[str]:
+    """Types to try, in order."""
+    return list(dict.fromkeys([stored, "float32"])) if wanted == "auto" else [wanted]
 
 
 def probe_rows(run: RunDir, tokenizer: Any) -> list[list[int]]:
@@ -131,16 +151,26 @@ def largest_difference(left: list[Any], right: list[Any]) -> float:
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """Weights, config (RoPE also in the form mlx-lm reads), generation settings, tokenizer, chat template."""
-    import torch
+    """Weights, config (RoPE also in the form mlx-lm reads), generation settings, tokenizer, chat template.
 
+    Args:
+        model: in float32; it stays so.
+    """
     with quiet():
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=_cast(model, dtype))
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.update(mlx_rope_keys(settings))
+    settings.update(mlx_rope_keys(settings), dtype=dtype)
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _cast(model: Any, dtype: str) -> dict[str, Any]:
+    """The weights in another type; those that share memory still do."""
+    import torch
+
+    done: dict[int, Any] = {}
+    return {name: done.setdefault(tensor.data_ptr(), tensor.to(getattr(torch, dtype))) for name, tensor in model.state_dict().items()}
 
 
 def _merge_in_float32(model: Any) -> Any:

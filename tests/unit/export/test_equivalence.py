@@ -374,3 +374,11 @@ def test_only_near_ties_are_excused():
     assert [item["kind"] for item in late.differences] == ["end"]
     drifted = compare([Answer((5,), (-0.5,))], [Verdict([5, 5], [-0.1, -0.1], [-0.1, -0.1])], [2], 0.01)
     assert (drifted.agreement, drifted.within(0.01)) == (1.0, False)
+
+
+def test_an_engine_may_end_at_its_own_token_if_it_is_the_best_one():
+    answer, best = Answer((5,), (-0.1,), 9, -0.2), Verdict([5, 9], [-0.1, -0.2], [-0.1, -0.2])
+    assert not compare([answer], [best], [2], 0.01).within(0.01)
+    found = compare([answer], [best], [2], 0.01, own_ends={9})
+    assert (found.within(0.01), found.early, found.agreement) == (True, 1, 1.0)
+    assert not compare([answer], [Verdict([5, 7], [-0.1, -0.1], [-0.1, -0.2])], [2], 0.01, own_ends={9}).within(0.01)

@@ -10,8 +10,11 @@ from trained_run import changed, make_trained
 
 from mac_lora_helpers import export
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.export import gguf_model, gguf_tokenizer, gguf_types, llama_cpp
+from mac_lora_helpers.export import equivalence, gguf_model, gguf_tokenizer, gguf_types, llama_cpp
+from mac_lora_helpers.export.adapter import trained_config
 from mac_lora_helpers.export.engines import Prompt
+from mac_lora_helpers.export.equivalence_artefacts import candidates
+from mac_lora_helpers.export.equivalence_reference import Reference
 from mac_lora_helpers.export.modelfile import go_template, modelfile, read_pieces
 
 LLAMA3_ROPE = {
@@ -48,11 +51,12 @@ def test_every_family_passes_in_llama_cpp(tmp_path, name):
     export.merge(trained.run, trained.config)
     files = export.write_gguf(trained.run, changed(trained.config, gguf_types="F16, Q8_0, Q4_0"))
     assert [file.type for file in files] == ["F16", "Q8_0", "Q4_0", "LoRA"]
-    report = export.check_equivalence(trained.run, trained.config)
-    found = {item["name"]: item for item in report.artefacts}
+    reference = Reference(trained.run, trained_config(trained.run, trained.config))
+    found = {item.name: equivalence.check_one(item, reference) for item in candidates(reference) if item.kind != "mlx"}
+    assert len(found) == 6
     for item in found.values():
-        assert item["passed"] or item["kind"] == "mlx", item
-        assert item["prompt_ids_equal"] or item["kind"] == "mlx"
+        assert item["passed"], item
+        assert item["prompt_ids_equal"]
     assert found["LoRA GGUF"]["max_logprob_difference"] < 1e-4
     assert found["GGUF F16"]["max_logprob_difference"] < 0.05
     fields = _fields(files[0].path)

@@ -29,6 +29,22 @@ def test_a_cast_is_stated_and_has_its_own_tolerance(trained, dtype):
     assert json.loads((trained.run.path("merged") / "config.json").read_text())["dtype"] == dtype
 
 
+@pytest.mark.parametrize(("strength", "kept"), [(0.5, "bfloat16"), (0.001, "float32")], ids=["strong", "faint"])
+def test_the_bases_type_is_kept_unless_it_would_round_the_training_away(tmp_path, strength, kept):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    trained = make_trained(tmp_path, lora={"strength": strength})
+    AutoModelForCausalLM.from_pretrained(trained.base, dtype=torch.bfloat16).save_pretrained(trained.base)
+    report = export.merge(trained.run, trained.config)
+    assert (report.dtype, report.passed) == (kept, True)
+    assert "the base is stored as bfloat16" in report.cast
+    assert ("would move the logits" in report.cast) == (kept == "float32")
+    stored = AutoModelForCausalLM.from_pretrained(trained.run.path("merged"), dtype="auto")
+    assert str(stored.dtype) == f"torch.{kept}"
+    assert stored.config.tie_word_embeddings
+
+
 @pytest.mark.parametrize(
     "lora",
     [
