@@ -103,7 +103,6 @@ def run_all(page: Any, seconds: float = 300) -> None:
     page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_function(
         """(panel) => { const prompts = [...document.querySelectorAll(panel + ' .jp-CodeCell .jp-InputPrompt')].map(p => p.innerText);
-        const last = document.querySelectorAll(panel + ' .jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] .ansi-red-fg');
         return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p)); }""",
         arg=PANEL,
         timeout=1000 * seconds,
@@ -119,7 +118,9 @@ def errors(page: Any) -> list[str]:
 
 def screenshot(page: Any, file: Path, width: int = 1200) -> None:
     """The whole notebook on one picture: the window is made as high as the notebook is."""
-    inner = page.evaluate(f"() => document.querySelector('{PANEL} .jp-WindowedPanel-outer, {NOTEBOOK}').scrollHeight")
+    page.evaluate("() => window.jupyterapp.shell.leftCollapsed || window.jupyterapp.commands.execute('application:toggle-left-area')")
+    page.set_viewport_size({"width": width, "height": 900})
+    inner = page.evaluate(f"() => Math.max(...[...document.querySelectorAll('{PANEL} *')].map(item => item.scrollHeight))")
     page.set_viewport_size({"width": width, "height": min(16_000, inner + 160)})
     page.wait_for_timeout(500)
     file.parent.mkdir(parents=True, exist_ok=True)
