@@ -16,6 +16,8 @@ _HOMES = {
     "write_gguf": "gguf_export",
     "GgufFile": "gguf_file",
     "ask_exported": "gguf_chat",
+    "ask_rows": "engine_files",
+    "write_engine_files": "engine_files",
     "write_mlx": "mlx_export",
     "MlxReport": "mlx_export",
     "mlx_to_peft": "mlx_adapter",

@@ -53,7 +53,7 @@ def architecture(config: Any) -> str:
 
 def rope_settings(config: Any) -> dict[str, Any]:
     """``rope_theta``, ``rope_type`` and what the type needs."""
-    rope = dict(config.rope_parameters or {})
+    rope = dict(getattr(config, "rope_parameters", None) or {})
     return {"rope_type": rope.pop("rope_type", None) or "default", "rope_theta": rope.pop("rope_theta", 10000.0), **rope}
 
 

@@ -211,7 +211,8 @@ def equivalence_figure(report: Mapping[str, Any]) -> Picture:
         report: the content of ``export/equivalence.json``.
     """
     items = [item for item in report["artefacts"] if item.get("greedy_agreement") is not None]
-    bars = [(item["name"], item["greedy_agreement"], *(("passed", BLUE) if item["passed"] else ("FAILED", RED))) for item in items]
+    words = {True: ("passed", BLUE), False: ("FAILED", RED), None: ("not checked", GREY)}
+    bars = [(item["name"], item["greedy_agreement"], *words[item["passed"]]) for item in items]
     if control := report.get("control"):
         bars.append(
             (
