@@ -4,8 +4,9 @@
 
 One JSON Lines file of synthetic conversations is loaded, checked, split and turned into tokens with
 labels, in a process of its own; the other side is the fast tokenizer alone on the same rendered
-texts, in batches of 1,000, without reading, checking, rendering or labels. The sides alternate; the
-ratio is between medians. Then the batch shapes of 500 rows at 512 tokens, beside what random order
+texts, in batches of 1,000, without reading, checking, rendering or labels. The sides alternate on the
+first rows of the file; each round's ratio is to the bare rounds before and after it, and the median
+counts. Then our side takes the whole file, for its peak memory. Then the batch shapes of 500 rows at 512 tokens, beside what random order
 with padding to the longest row of a batch would show. The last line is one JSON object.
 """
 
@@ -24,7 +25,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 SYLLABLES = (
@@ -32,6 +32,8 @@ SYLLABLES = (
     "ra re ri ro sa se si so ta te ti to va ve vi vo za zo ing er al ent ion st tr pr"
 ).split()
 TEMPLATE_NAME = "qwen2_5"
+#: Rows of one alternating round.
+ROUND_ROWS = 4_000
 
 
 def words(count: int) -> list[str]:
@@ -101,10 +103,13 @@ def prepare(folder: Path, rows: int, answer_words: int = 140) -> None:
 
     make_tokenizer(folder / "model", 8_000)
     template, talk = AutoTokenizer.from_pretrained(folder / "model").chat_template, Talk(answer_words=answer_words)
-    with (folder / "data.jsonl").open("w") as data, (folder / "texts.jsonl").open("w") as texts:
-        for _ in range(0, rows, 500):
-            batch = [talk.row() for _ in range(min(500, rows))]
+    with (folder / "data.jsonl").open("w") as data, (folder / "part.jsonl").open("w") as part, (folder / "texts.jsonl").open("w") as texts:
+        for start in range(0, rows, 500):
+            batch = [talk.row() for _ in range(500)]
             data.writelines(json.dumps(row) + "\n" for row in batch)
+            if start >= ROUND_ROWS:
+                continue
+            part.writelines(json.dumps(row) + "\n" for row in batch)
             rendered, _ = render_jinja_template([row["messages"] for row in batch], chat_template=template)
             texts.writelines(json.dumps(text) + "\n" for text in rendered)
 
@@ -122,17 +127,14 @@ def batches(path: Path, size: int = 1000) -> Iterator[list[str]]:
         yield batch
 
 
-def side_bare(folder: Path, every: int = 1) -> dict:
-    """Seconds that the tokenizer alone takes, as called by users and as the Rust call without offsets.
-
-    Of a large file, only every so-manieth batch of 1,000 texts is timed.
-    """
+def side_bare(folder: Path) -> dict:
+    """Seconds that the tokenizer alone takes, as called by users and as the Rust call without offsets."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     tokenizer("warm up")
     seconds = cpu = rust = rows = tokens = 0
-    for index, batch in enumerate(islice(batches(folder / "texts.jsonl"), 0, None, every)):
+    for index, batch in enumerate(batches(folder / "texts.jsonl")):
         begin, spent = time.perf_counter(), time.process_time()
         ids = tokenizer(batch, add_special_tokens=False)["input_ids"]
         seconds, cpu = seconds + time.perf_counter() - begin, cpu + time.process_time() - spent
@@ -145,12 +147,12 @@ def side_bare(folder: Path, every: int = 1) -> dict:
     return {"seconds": seconds, "cpu": cpu, "rows": rows, "tokens": tokens, "rust_rows_per_second": speed}
 
 
-def side_ours(folder: Path) -> dict:
+def side_ours(folder: Path, file: str) -> dict:
     """Seconds of load, validate, split and encode, and this process's peak memory."""
     from mac_lora_helpers import data
     from mac_lora_helpers.config import resolve
 
-    config = resolve({"model_id": str(folder / "model"), "data_files": str(folder / "data.jsonl"), "max_seq_length": 4096}, env={})
+    config = resolve({"model_id": str(folder / "model"), "data_files": str(folder / file), "max_seq_length": 4096}, env={})
     tokenizer = data.load_tokenizer(config)
     import datasets  # noqa: F401 - imported here so that its start-up is not timed
 
@@ -199,6 +201,21 @@ def plain_lengths(folder: Path, limit: int) -> list[int]:
     return [min(len(ids), limit) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
+def rounds(folder: Path, repeats: int) -> tuple[list[dict], list[dict]]:
+    """Bare, ours, bare, ours, …, bare."""
+    bare, ours = [child("bare", folder)], []
+    for _ in range(repeats):
+        ours.append(child("ours", folder, "--file", "part.jsonl"))
+        bare.append(child("bare", folder))
+    return bare, ours
+
+
+def ratios(bare: list[dict], ours: list[dict], key: str) -> list[float]:
+    """Each round's throughput against the mean of the bare rounds around it."""
+    cost = [side[key] / side["rows"] for side in bare]
+    return [(cost[i] + cost[i + 1]) / 2 / (side[key] / side["rows"]) for i, side in enumerate(ours)]
+
+
 def child(side: str, folder: Path, *more: str) -> dict:
     """Runs one side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder), *more]
@@ -217,32 +234,36 @@ def conditions(rows: int, repeats: int) -> dict:
     }  # fmt: skip
 
 
-def report(bare: list[dict], ours: list[dict], shapes: dict, rows: int) -> None:
+def report(bare: list[dict], ours: list[dict], whole: dict, shapes: dict, rows: int) -> None:
     """The table and the JSON line."""
-    rate = statistics.median(side["rows"] / side["seconds"] for side in bare)
-    rust = statistics.median(side["rust_rows_per_second"] for side in bare)
-    own = statistics.median(side["rows"] / side["seconds"] for side in ours)
-    cpu = statistics.median(s["cpu"] / s["rows"] for s in bare) / statistics.median(s["cpu"] / s["rows"] for s in ours)
-    peak = max(side["peak_bytes"] for side in ours)
-    tokens = ours[0]["tokens"] / ours[0]["rows"]
+    rates = {
+        "bare tokenizer": statistics.median(side["rows"] / side["seconds"] for side in bare),
+        "bare tokenizer, Rust call without offsets": statistics.median(side["rust_rows_per_second"] for side in bare),
+        "load + validate + split + encode": statistics.median(side["rows"] / side["seconds"] for side in ours),
+        f"the same, all {rows:,} rows": whole["rows"] / whole["seconds"],
+    }
+    tokens = whole["tokens"] / whole["rows"]
     print(f"{'side':<44}{'rows/s':>10}{'tokens/s':>12}")
-    for name, value in (
-        ("bare tokenizer", rate),
-        ("bare tokenizer, Rust call without offsets", rust),
-        ("load + validate + split + encode", own),
-    ):
+    for name, value in rates.items():
         print(f"{name:<44}{value:>10,.0f}{value * tokens:>12,.0f}")
-    print(f"\nratio to the bare tokenizer {own / rate:.2f} (in CPU time {cpu:.2f}; to the Rust call {own / rust:.2f})")
-    print(f"peak memory {peak / 1e9:.2f} GB\n")
+    ratio, cpu = ratios(bare, ours, "seconds"), ratios(bare, ours, "cpu")
+    print(f"\nratio to the bare tokenizer {statistics.median(ratio):.2f} (rounds {', '.join(f'{value:.2f}' for value in ratio)};")
+    print(f"in CPU time {statistics.median(cpu):.2f}); peak memory with {rows:,} rows {whole['peak_bytes'] / 1e9:.2f} GB\n")
     print(f"{'500 rows at 512 tokens':<24}{'shapes':>8}{'padding':>10}{'plain shapes':>14}{'plain padding':>15}")
     for size in (1, 2, 4):
         line = shapes[f"batch_{size}"]
         print(f"batch size {size:<13}{line['shapes']:>8}{line['padding']:>10.1%}{line['plain_shapes']:>14}{line['plain_padding']:>15.1%}")
     result = {
-        "ratio": round(own / rate, 3), "ratio_to_rust": round(own / rust, 3), "ratio_cpu": round(cpu, 3), "peak_bytes": peak,
-        "rows_per_second": round(own), "bare_rows_per_second": round(rate), "tokens_per_row": round(tokens), "masking": ours[0]["masking"],
-        "shapes": shapes, "conditions": conditions(rows, len(ours)),
-    }  # fmt: skip
+        "ratio": round(statistics.median(ratio), 3),
+        "ratio_rounds": [round(value, 3) for value in ratio],
+        "ratio_cpu": round(statistics.median(cpu), 3),
+        "peak_bytes": whole["peak_bytes"],
+        "rows_per_second": {name: round(value) for name, value in rates.items()},
+        "tokens_per_row": round(tokens),
+        "masking": whole["masking"],
+        "shapes": shapes,
+        "conditions": conditions(rows, len(ours)),
+    }
     print(json.dumps(result))
 
 
@@ -254,22 +275,18 @@ def main() -> None:
     parser.add_argument("--answer-words", type=int, default=140, help="mean words of an answer; a question has a sixth of it")
     parser.add_argument("--side", choices=("bare", "ours", "shapes"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--every", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--file", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        more = {"every": options.every} if options.side == "bare" else {}
-        print(json.dumps(globals()[f"side_{options.side}"](options.folder, **more)))
+        side = {"bare": side_bare, "ours": side_ours, "shapes": side_shapes}[options.side]
+        print(json.dumps(side(options.folder, *([options.file] if options.side == "ours" else []))))
         return
-    rows, repeats = options.rows or (2_000 if options.quick else 200_000), 3 if options.quick else 1
+    rows, repeats = options.rows or (2_000 if options.quick else 200_000), 3 if options.quick else 7
     with tempfile.TemporaryDirectory(prefix="data-throughput-") as name:
         folder = Path(name)
         prepare(folder, rows, options.answer_words)
-        every = str(max(1, rows // 20_000))
-        bare, ours = [child("bare", folder, "--every", every)], []
-        for _ in range(repeats):
-            ours.append(child("ours", folder))
-            bare.append(child("bare", folder, "--every", every))
-        report(bare, ours, child("shapes", folder), rows)
+        bare, ours = rounds(folder, repeats)
+        report(bare, ours, child("ours", folder, "--file", "data.jsonl"), child("shapes", folder), rows)
 
 
 if __name__ == "__main__":
