@@ -210,7 +210,8 @@ class Config(BaseModel):
         names = [name for name in ("preset", *self.names(*stages)) if name in saved]
         had = resolve({"preset": self.preset, **{name: saved[name] for name in names}}, env={})
         for name in names:
-            if self.source_of(name) in ("parameter", "form") and getattr(self, name) != getattr(had, name):
+            asked, kept = _expanded(getattr(self, name)), _expanded(getattr(had, name))
+            if self.source_of(name) in ("parameter", "form") and asked != kept:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r} here, but the run directory was made with {getattr(had, name)!r}",
                     where=f"parameter {name}",
@@ -317,6 +318,11 @@ def _environment_values(env: Mapping[str, str]) -> dict[str, str]:
     if "prompt" in values and _SHELL_PROMPT.search(values["prompt"]):
         del values["prompt"]
     return values
+
+
+def _expanded(value: Any) -> Any:
+    """Saved paths begin with ``~``; the same path written out is no contradiction."""
+    return re.sub(r"(^|[\s,])~(?=/)", lambda m: m[1] + os.path.expanduser("~"), value) if isinstance(value, str) else value
 
 
 def _refuse_unknown(names: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS
+from mac_lora_helpers.training.recipe import settle_threads
 
 
 @contextlib.contextmanager
@@ -40,6 +42,7 @@ def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
 
     with quiet():
         base = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    settle_threads(base.num_parameters(), "cpu")
     stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     head = untie_if_needed(base, stored)
     try:
@@ -69,12 +72,10 @@ def untie_if_needed(base: Any, settings: dict[str, Any]) -> str:
     """
     if not base.config.get_text_config().tie_word_embeddings:
         return "separate weights in the base"
-    targets = settings.get("target_modules") or []
-    named = {
-        name.rpartition(".")[2]
-        for name in [*([targets] if isinstance(targets, str) else targets), *(settings.get("modules_to_save") or [])]
-    }
-    touched = sorted(named & {"lm_head", "embed_tokens"}) or (["the embedding"] if settings.get("trainable_token_indices") else [])
+    ends = (base.get_output_embeddings(), base.get_input_embeddings())
+    names = [name for name, module in base.named_modules() if any(module is end for end in ends)]
+    touched = sorted(name.rpartition(".")[2] for name in names if _is_named(name, settings))
+    touched = touched or (["the embedding"] if settings.get("trainable_token_indices") else [])
     if not touched or settings.get("ensure_weight_tying"):
         return "shares the embedding's weights, untouched by the adapter" if not touched else "shares the embedding's weights, tied adapter"
     import torch
@@ -83,3 +84,15 @@ def untie_if_needed(base: Any, settings: dict[str, Any]) -> str:
     head.weight = torch.nn.Parameter(head.weight.detach().clone())
     base.config.get_text_config().tie_word_embeddings = False
     return f"untied: the adapter trains {' and '.join(touched)} alone"
+
+
+def _is_named(module: str, settings: dict[str, Any]) -> bool:
+    """Whether the adapter's settings name a module, by PEFT's rules: a regular expression, full names or their ends."""
+    targets, saved = settings.get("target_modules") or [], settings.get("modules_to_save") or []
+    if isinstance(targets, str):
+        return bool(re.fullmatch(targets, module)) or _ends_with(module, saved)
+    return _ends_with(module, [*targets, *saved])
+
+
+def _ends_with(module: str, names: list[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)

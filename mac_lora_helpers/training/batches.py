@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from mac_lora_helpers import data
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
 
@@ -64,6 +65,19 @@ def check_rows(dataset: Any, config: Config) -> set[bytes]:
             fix=f"{_REMAKE}; see what max_seq_length and loss_on left of these rows",
         )
     return digests
+
+
+def lengths_of(dataset: Any) -> Any:
+    """Tokens of each row, without reading the tokens."""
+    import numpy as np
+
+    chunks = dataset.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"].chunks
+    return np.concatenate([np.asarray(chunk.value_lengths(), dtype=np.int64) for chunk in chunks])
+
+
+def collator_for(tokenizer: Any, grouped: Any, device: str) -> Any:
+    """Pads to the longest row of a batch; on MPS to one of few lengths, because its allocator keeps buffers for each shape."""
+    return data.make_collator(tokenizer, grouped.buckets if device == "mps" else ())
 
 
 class WatchedCollator:

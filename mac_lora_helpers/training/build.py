@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mac_lora_helpers import data
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
@@ -54,7 +55,8 @@ def build_trainer(
         explain_memory=lambda trainer: advice(config, trainer),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.data_collator = batches.WatchedCollator(trainer.data_collator, known)
+    trainer.grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
+    trainer.data_collator = batches.WatchedCollator(batches.collator_for(tokenizer, trainer.grouped, args.device.type), known)
     trainer.forecast, trainer.tokens = forecast, tokens
     if on_log is None:
         _notebook_progress(trainer)

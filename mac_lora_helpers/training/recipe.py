@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,9 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.training import memory
 from mac_lora_helpers.training.targets import find_targets, linear_modules
+
+#: Parameters below which a second CPU thread gains nothing.
+_TINY = 20_000_000
 
 
 def place(run: RunDir, config: Config) -> tuple[Any, Any]:
@@ -60,9 +64,19 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
                 fix="a folder with config.json and weights, or a Hub id that this machine can reach (`hf auth login` for a gated one)",
             ) from error
     model.to(device.name)
+    settle_threads(model.num_parameters(), device.name)
     model.config.use_cache = False
     model.memory_baseline = baseline
     return model
+
+
+def settle_threads(parameters: int, device: str) -> None:
+    """One CPU thread for a tiny model: its matrix products are too small to share, and threads that wait for each
+    other spin, which beside any other work costs tenfold. OMP_NUM_THREADS decides where it is set."""
+    import torch
+
+    if device == "cpu" and parameters < _TINY and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def lora_config(config: Config, model: Any) -> Any:

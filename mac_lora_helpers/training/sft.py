@@ -65,6 +65,10 @@ class LoraTrainer(SFTTrainer):
         self._parts: list[torch.Tensor] = []
         self.add_callback(_Steps(self))
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Rows of like length meet in a batch; order and groups are drawn anew each epoch from the seed."""
+        return self.grouped.sampler()
+
     # One optimizer step
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:

@@ -163,6 +163,14 @@ def test_a_contradiction_with_the_saved_values_is_refused():
         resolve({"max_seq_length": 64}, {}).inherit(saved, "data", made_by="02_data_formatting.ipynb")
 
 
+def test_a_saved_home_path_is_the_same_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/Users/anna")
+    saved = resolve({"data_files": "~/a.jsonl, ~/b.jsonl", "model_id": "~/m"}, {}).model_dump()
+    here = resolve({"data_files": "/Users/anna/a.jsonl, /Users/anna/b.jsonl", "model_id": "/Users/anna/m"}, {})
+    config = here.inherit(saved, "data", made_by="02_data_formatting.ipynb")
+    assert config.data_patterns == ["/Users/anna/a.jsonl", "/Users/anna/b.jsonl"]
+
+
 def test_a_form_writes_checked_values():
     config = resolve({}, {})
     config.max_steps = 3
