@@ -111,7 +111,7 @@ def read_adapter(folder: Path) -> Adapter:
     other = []
     for name, tensor in load_file(folder / WEIGHTS).items():
         match = _KEY.match(name)
-        if name.endswith(".base_layer.weight"):
+        if name.endswith(".base_layer.weight") or (name.endswith(".base_layer.bias") and settings.get("bias", "none") == "none"):
             continue  # PEFT's copy of a frozen head or embedding, unchanged
         if match is None or tensor.ndim != 2:
             other.append(name)

@@ -12,6 +12,17 @@ from typing import Any
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export.engines import Answer, Prompt
 
+#: What mlx and mlx-lm raise about a model that they cannot load or run.
+_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError)
+
+
+class Stopped(CheckFailed):
+    """mlx-lm loaded a model and then failed to run it."""
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
 
 def available() -> bool:
     """Whether mlx-lm can be imported here."""
@@ -22,7 +33,7 @@ class Mlx:
     """A model folder in mlx-lm, with an adapter on top if one is given.
 
     Args:
-        overrides: config values that the folder lacks in mlx-lm's form (RoPE), see ``mlx_rope_keys``.
+        overrides: config values that the folder lacks in mlx-lm's form, see ``mlx_keys``.
         render: (tokenizer, prompt) → ids. ends: ids that end an answer.
 
     Raises:
@@ -41,8 +52,8 @@ class Mlx:
         start = time.perf_counter()
         try:
             self._model, wrapped = mlx_lm.load(str(folder), model_config=overrides, adapter_path=None if adapter is None else str(adapter))
-        except (ValueError, KeyError, FileNotFoundError, TypeError) as error:
-            raise CheckFailed(f"mlx-lm does not load it: {str(error).splitlines()[0]}", where="mlx-lm", fix="see the message") from error
+        except (*_ERRORS, FileNotFoundError, AssertionError) as error:
+            raise CheckFailed(f"mlx-lm does not load it: {_line(error)}", where="mlx-lm", fix="see the message") from error
         self._model.set_dtype(mx.float32)
         self.load_seconds = time.perf_counter() - start
         self._tokenizer = wrapped._tokenizer
@@ -52,7 +63,10 @@ class Mlx:
 
     def answers(self, rows: Sequence[Sequence[int]], limit: int, drafts: Sequence[Answer] = ()) -> list[Answer]:
         drafts = drafts or [Answer((), ())] * len(rows)
-        return [self._answer(ids, limit, draft) for ids, draft in zip(rows, drafts, strict=True)]
+        try:
+            return [self._answer(ids, limit, draft) for ids, draft in zip(rows, drafts, strict=True)]
+        except _ERRORS as error:
+            raise Stopped(f"mlx-lm stops while it answers: {_line(error)}", where="mlx-lm", fix="see the message") from error
 
     def _answer(self, ids: Sequence[int], limit: int, draft: Answer) -> Answer:
         """Greedy decoding. The draft is verified in the prompt's pass; where it goes wrong, generation takes over.

@@ -32,7 +32,7 @@ class EquivalenceReport:
 
     Args:
         artefacts: one dictionary each, with ``name prompts prompt_ids_equal greedy_agreement passed`` and more;
-            ``passed`` is None where no engine was there to ask.
+            ``passed`` is None where no engine was there to ask, or the engine does not support the family at all.
         control: the untuned base put to the same check: it must not pass. conditions: how it was measured.
     """
 
@@ -149,7 +149,7 @@ def _faults(candidate: Candidate, reference: Reference) -> list[str]:
 
 def _within_run(text: str, reference: Reference) -> str:
     """The first line of a message, with paths below the run directory."""
-    return portable(text.strip().splitlines()[0].replace(f"{reference.run.root}/", ""))
+    return portable("".join(text.strip().splitlines()[:1]).replace(f"{reference.run.root}/", ""))
 
 
 def _ask(candidate: Candidate, reference: Reference, entry: dict[str, Any]) -> None:
@@ -162,8 +162,10 @@ def _ask(candidate: Candidate, reference: Reference, entry: dict[str, Any]) -> N
             if engine is not reference.engine:
                 engine.close()
     except UserError as error:
-        entry["causes"] = [*entry["causes"], f"{LOADS_NOT}: {_within_run(error.what, reference)}"]
-        entry["passed"] = False
+        entry["note"] = _within_run(candidate.refused(error), reference)
+        if not entry["note"]:
+            entry["causes"] = [*entry["causes"], f"{LOADS_NOT}: {_within_run(error.what, reference)}"]
+        entry["passed"] = False if entry["causes"] else None
         return
     _conclude(candidate, reference, entry, comparison)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers.errors import CheckFailed, UserError
 from mac_lora_helpers.export import engines_mlx, llama_cpp
 from mac_lora_helpers.export.adapter_model import load_plain
 from mac_lora_helpers.export.engines import Engine
@@ -17,19 +18,24 @@ from mac_lora_helpers.export.engines_transformers import Transformers
 from mac_lora_helpers.export.equivalence_folders import adapter_faults, merged_faults, mlx_adapter_faults, mlx_faults, stored_cast
 from mac_lora_helpers.export.equivalence_gguf import GgufContent, lora_updates
 from mac_lora_helpers.export.equivalence_prompts import render
-from mac_lora_helpers.export.equivalence_reference import Reference, dequantized
+from mac_lora_helpers.export.equivalence_reference import Reference, dequantized, saved_shapes
 from mac_lora_helpers.export.equivalence_weights import Expected, update_faults
 from mac_lora_helpers.export.gguf_export import load_merged_tokenizer
 from mac_lora_helpers.export.gguf_file import write_model_file
 from mac_lora_helpers.export.gguf_model import tensors
 from mac_lora_helpers.export.gguf_tokenizer import Vocabulary
 from mac_lora_helpers.export.gguf_types import FLOATS
-from mac_lora_helpers.export.mlx_config import mlx_rope_keys
+from mac_lora_helpers.export.mlx_config import mlx_keys
+from mac_lora_helpers.export.mlx_export import local_folder
+from mac_lora_helpers.export.mlx_support import refusal
 
 #: Largest difference of a token's log-probability that passes (natural logarithm), by where rounding happens.
 #: float32 engines differ by the order of summation; F16 files round weights and activations to 11 bits; a cast to
 #: bfloat16 keeps 8; quantized files round activations to 8 bits a block, and are held against their own weights.
 TOLERANCES = {"float32": 2e-3, "F32": 2e-3, "float16": 0.1, "F16": 0.1, "bfloat16": 0.3, "BF16": 0.3, "quantized": 0.3}
+#: Families that mlx-lm computes a little differently from transformers whatever the weights' type: the other form of
+#: GELU (Gemma, GPT-NeoX), an embedding scale rounded to bfloat16 (Gemma 3). The weights are compared exactly besides.
+_COARSE_IN_MLX = ("gemma", "gemma3_text", "gpt_neox")
 #: A float32 base of more bytes than this is written as F16 for the LoRA GGUF's check.
 _LARGE_BASE = 4_000_000_000
 
@@ -43,6 +49,7 @@ class Candidate:
         tolerance: see ``TOLERANCES``. bytes: size. open: loads it. faults: what its content shows.
         oracle: gives the model that it is held against, or None for base + adapter.
         missing: why the engine is not there, or empty.
+        refused: given the engine's error, why it cannot take any model of this family; empty if it can: the file is at fault.
     """
 
     name: str
@@ -55,6 +62,7 @@ class Candidate:
     oracle: Callable[[], AbstractContextManager[Any]] = field(default=lambda: nullcontext(None))
     against: str = "base + adapter"
     missing: str = ""
+    refused: Callable[[UserError], str] = lambda error: ""
 
 
 def candidates(reference: Reference) -> Iterator[Candidate]:
@@ -188,41 +196,54 @@ def _mlx_adapter(reference: Reference, folder: Path, expected: Expected) -> Cand
         name="MLX adapter",
         kind="mlx",
         place="export/mlx",
-        tolerance=TOLERANCES["float32"],
+        tolerance=_mlx_tolerance(reference, "float32"),
         bytes=size_of(folder),
         open=lambda: _mlx(reference, local_folder(reference.config.model_path), folder),
         faults=lambda: mlx_adapter_faults(folder, expected),
         missing=_no_mlx(),
+        refused=lambda error: _base_refused(reference),
     )
 
 
 def _mlx_merged(reference: Reference, folder: Path, cast: str) -> Candidate:
+    def refused(error: UserError) -> str:
+        settings = reference.settings.to_dict()
+        why = refusal({**settings, **mlx_keys(settings)}, saved_shapes(reference.model))
+        return why or (_base_refused(reference) if isinstance(error, engines_mlx.Stopped) else "")
+
     return Candidate(
         name="merged in mlx-lm",
         kind="mlx",
         place="export/merged",
-        tolerance=TOLERANCES[cast],
+        tolerance=_mlx_tolerance(reference, cast),
         bytes=size_of(folder),
         open=lambda: _mlx(reference, folder, None),
         faults=lambda: mlx_faults(folder),
         missing=_no_mlx(),
+        refused=refused,
     )
 
 
-def _mlx(reference: Reference, folder: Path, adapter: Path | None) -> Engine:
-    """A base that only transformers 5 wrote lacks mlx-lm's RoPE keys; the merged folder must have them itself."""
-    overrides = mlx_rope_keys(reference.settings.to_dict()) if adapter is not None else {}
+def _base_refused(reference: Reference) -> str:
+    """Why mlx-lm does not run the untouched base either, or empty."""
+    try:
+        engine = _mlx(reference, local_folder(reference.config.model_path), None, is_base=True)
+        engine.answers(reference.rows[:1], 1)
+    except CheckFailed as error:
+        return f"mlx-lm does not run the untouched base either: {error.what}"
+    return ""
+
+
+def _mlx(reference: Reference, folder: Path, adapter: Path | None, is_base: bool = False) -> Engine:
+    """A base that only transformers 5 wrote lacks mlx-lm's keys; the merged folder must have them itself."""
+    overrides = mlx_keys(reference.settings.to_dict()) if is_base or adapter is not None else {}
     return Mlx(folder, adapter, overrides, render, reference.ends)
+
+
+def _mlx_tolerance(reference: Reference, cast: str) -> float:
+    coarse = TOLERANCES["float16"] if reference.settings.model_type in _COARSE_IN_MLX else 0.0
+    return max(TOLERANCES[cast], coarse)
 
 
 def _no_mlx() -> str:
     return "" if engines_mlx.available() else "mlx-lm is not installed (pip install mlx-lm)"
-
-
-def local_folder(model_path: str) -> Path:
-    """A model's folder: itself, or the Hub's cache, which training has filled."""
-    if Path(model_path).is_dir():
-        return Path(model_path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model_path, local_files_only=True))

@@ -12,6 +12,7 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.export.adapter import SETTINGS
 from mac_lora_helpers.export.equivalence_gguf import (
     END_CHANGED,
+    METADATA,
     ROPE_BASE,
     ROPE_SCALING,
     TEMPLATE_CHANGED,
@@ -23,7 +24,7 @@ from mac_lora_helpers.export.equivalence_weights import DOUBLED, RANK_SCALE, SCA
 from mac_lora_helpers.export.gguf_model import StoredWeights, rope_settings
 from mac_lora_helpers.export.gguf_tokenizer import Vocabulary, read_vocabulary
 from mac_lora_helpers.export.mlx_adapter import read_mlx
-from mac_lora_helpers.export.mlx_config import mlx_rope_keys
+from mac_lora_helpers.export.mlx_config import mlx_keys
 
 
 def merged_faults(folder: Path, config: Any, tokenizer: Any, vocabulary: Vocabulary | None, expected: Expected) -> list[str]:
@@ -64,11 +65,13 @@ def tokenizer_faults(tokenizer: Any, vocabulary: Vocabulary) -> list[str]:
 
 
 def mlx_faults(folder: Path) -> list[str]:
-    """RoPE settings that mlx-lm would not find in ``config.json``."""
+    """Settings that mlx-lm would not find in ``config.json``."""
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = {"rope_theta": ROPE_BASE, "rope_scaling": ROPE_SCALING}
     return [
-        f"{names[key]} for mlx-lm: no {key} in config.json" for key, value in mlx_rope_keys(settings).items() if settings.get(key) != value
+        f"{names.get(key, METADATA)} for mlx-lm: no {key} in config.json"
+        for key, value in mlx_keys(settings).items()
+        if settings.get(key) != value
     ]
 
 
@@ -119,6 +122,7 @@ def _stored(folder: Path, cast: str, expected: Expected, tied: bool) -> Iterator
 
     weights = StoredWeights(folder)
     for name in expected.tensors:
-        if name in weights and not (tied and name == "lm_head.weight"):
+        file_name = expected.saved.get(name, name)
+        if file_name in weights and not (tied and name == "lm_head.weight"):
             rounding = None if cast == "float32" else lambda values: torch.from_numpy(values).to(getattr(torch, cast)).float().numpy()
-            yield name, Stored(weights[name].float().numpy(), rounding or (lambda values: values), cast == "float32")
+            yield name, Stored(weights[file_name].float().numpy(), rounding or (lambda values: values), cast == "float32")

@@ -44,7 +44,7 @@ class Reference:
         self.engine = Transformers(self._load, render, ())
         self.settings = self.model.config
         self.limit = min(config.max_new_tokens, LONGEST_ANSWER)
-        self.context = min(_CONTEXT, self.settings.max_position_embeddings)
+        self.context = min(_CONTEXT, _positions(self.settings))
         self.prompts = prompts(run, self.tokenizer, self.context - self.limit - 1)
         self.rows = [prompt.ids for prompt in self.prompts]
         self.ends = self.engine.ends = _ends(self.model, self.tokenizer)
@@ -95,9 +95,10 @@ class Reference:
         """What every merged weight must be."""
         adapter = self.adapter()
         try:
-            return Expected(base_weights(self.model), adapter.require_plain("this check"))
+            adapter.require_plain("this check")
         except InputError:
             return Expected(StoredWeights(self.run.need("merged")), adapter, plain=False)
+        return Expected(base_weights(self.model), adapter, True, transposed_weights(self.model), saved_names(self.model))
 
     def vocabulary(self) -> Vocabulary | None:
         """The tokenizer in GGUF's terms; None for a kind that has no counterpart there."""
@@ -112,8 +113,46 @@ def base_weights(model: Any) -> dict[str, Any]:
     found = {}
     for name, tensor in model.get_base_model().state_dict().items():
         if ".lora_" not in name and ".modules_to_save." not in name:
-            found[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+            found[_own_name(name)] = tensor
     return found
+
+
+def transposed_weights(model: Any) -> set[str]:
+    """Names of the base's weights that are stored as ``(in, out)``; asked of the layers, as a square weight does not show it."""
+    from transformers.pytorch_utils import Conv1D
+
+    modules = model.get_base_model().named_modules()
+    return {_own_name(f"{name}.weight") for name, module in modules if isinstance(module, Conv1D)}
+
+
+def saved_names(model: Any) -> dict[str, str]:
+    """Weight name → its name in the files that transformers saves; weights that share memory are saved once.
+
+    transformers renames on loading and back on saving (GPT-NeoX: ``embed_out`` is its ``lm_head``). Weights that it
+    splits or joins besides have no entry.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    kept: dict[int, tuple[str, Any]] = {}
+    for name, tensor in base_weights(model).items():
+        kept.setdefault(tensor.data_ptr(), (name, tensor))
+    saved = revert_weight_conversion(model.get_base_model(), dict(kept.values()))
+    return {kept[tensor.data_ptr()][0]: name for name, tensor in saved.items() if tensor.data_ptr() in kept}
+
+
+def saved_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that a merge of this model saves."""
+    weights = base_weights(model)
+    return {saved: tuple(weights[name].shape) for name, saved in saved_names(model).items()}
+
+
+def _own_name(name: str) -> str:
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _positions(settings: Any) -> int:
+    """Longest context; ``_CONTEXT`` where the settings name none (BLOOM's positions have no limit)."""
+    return getattr(settings, "max_position_embeddings", None) or _CONTEXT
 
 
 @contextmanager

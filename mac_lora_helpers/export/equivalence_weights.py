@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +45,30 @@ class Expected:
     Args:
         tensors: weights by name: the untuned base's for a plain LoRA adapter, else the merged model's.
         adapter: the adapter. plain: whether it is a plain LoRA; if not, only equality with ``tensors`` is checked.
+        transposed: weights that are stored as ``(in, out)``: GPT-2's Conv1D.
+        saved: name → name in the merged folder's files, where the two differ.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], adapter: Adapter, plain: bool = True) -> None:
-        self.tensors, self.adapter = tensors, adapter
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        adapter: Adapter,
+        plain: bool = True,
+        transposed: Collection[str] = (),
+        saved: Mapping[str, str] | None = None,
+    ) -> None:
+        self.tensors, self.adapter, self.transposed, self.saved = tensors, adapter, transposed, saved or {}
         self.updates = {f"{name}.weight": update for name, update in adapter.updates.items()} if plain else {}
 
     def base(self, name: str) -> np.ndarray | None:
         return self.tensors[name].detach().float().cpu().numpy() if name in self.tensors else None
+
+    def delta(self, name: str) -> np.ndarray | None:
+        """The update of a weight, in the weight's own orientation; None if it has none."""
+        update = self.updates.get(name)
+        if update is None:
+            return None
+        return update.delta().T if name in self.transposed else update.delta()
 
 
 def weight_faults(stored: Iterator[tuple[str, Stored]], expected: Expected) -> list[str]:
@@ -62,7 +78,7 @@ def weight_faults(stored: Iterator[tuple[str, Stored]], expected: Expected) -> l
     for name, weight in stored:
         seen.add(name)
         base = expected.base(name)
-        fault = WEIGHTS if base is None or base.shape != weight.values.shape else _fault(weight, base, expected.updates.get(name), expected)
+        fault = WEIGHTS if base is None or base.shape != weight.values.shape else _fault(weight, base, name, expected)
         if fault:
             by_fault.setdefault(fault, []).append(name)
     by_fault.setdefault(UNMERGED, []).extend(name for name in expected.updates if name not in seen)
@@ -104,17 +120,17 @@ def _update_fault(values: np.ndarray, reordered: np.ndarray | None, update: Lora
     return f"{SCALED} ({share:.2f} of it)" if _error(values, share * delta) <= 0.05 else WEIGHTS
 
 
-def _fault(weight: Stored, base: np.ndarray, update: LoraUpdate | None, expected: Expected) -> str:
+def _fault(weight: Stored, base: np.ndarray, name: str, expected: Expected) -> str:
     rounding = weight.rounding or (lambda values: values)
-    delta = update.delta() if update else None
+    delta = expected.delta(name)
     wanted = rounding(base if delta is None else base + delta)
     error = _error(weight.values, wanted)
     if error <= CLOSE["exact" if weight.exact else "rounded"] and (delta is None or _resembles(weight.values, wanted, rounding(base))):
         return ""
     if delta is not None:
-        for factor, name in _hypotheses(update, expected):
+        for factor, cause in _hypotheses(expected.updates[name], expected):
             if _error(weight.values, rounding(base + np.float32(factor) * delta)) < error / 2:
-                return name
+                return cause
     if weight.reordered is not None and _error(weight.reordered, wanted) < error / 2:
         return PERMUTED
     if weight.values.ndim == 2 and any(_error(weight.values[cut], wanted[other]) < error / 2 for cut, other in _SHIFTS):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def write_gguf(run: RunDir, config: Config) -> list[GgufFile]:
     """Writes the files that ``gguf_types`` asks for out of ``export/merged``.
 
     Returns:
-        One entry a file: the models in the order asked for, then the adapter where it can be written.
+        One entry a file: the models in the order asked for, then the adapter; where that cannot be written, the first
+        entry's note says why.
 
     Raises:
         MissingArtifact: no merged model. InputError: a family, a tokenizer or a type that is not written here.
@@ -42,7 +44,8 @@ def write_gguf(run: RunDir, config: Config) -> list[GgufFile]:
     stem = file_stem(config)
     with run.folder("gguf") as folder:
         files = _models(folder, stem, types, settings, StoredWeights(merged), vocabulary)
-        files += _adapter(folder, stem, adapter_folder(run, config), settings)
+        adapter, left_out = _adapter(folder, stem, adapter_folder(run, config), settings, _shares_head(config))
+        files = [replace(files[0], note=_notes(files[0].note, left_out)), *files[1:], *adapter]
         (folder / "Modelfile").write_text(modelfile(tokenizer, _best(files).name, vocabulary.add["bos"]), encoding="utf-8")
     return [GgufFile(file.name, file.type, run.path("gguf") / file.name, file.bytes, file.kept, file.note) for file in files]
 
@@ -85,8 +88,8 @@ def _models(folder: Path, stem: str, types: list[str], settings: Any, weights: S
         else:
             kept = []
             _quantize(tool, path, kind, settings, weights, vocabulary, f"{stem} tuned")
-        note = f"{len(kept)} tensors stayed at F16: their rows are no multiple of the block" if kept else ""
-        files.append(GgufFile(path.name, kind, path, path.stat().st_size, tuple(kept), note))
+        rows = f"{len(kept)} tensors stayed at F16: their rows are no multiple of the block" if kept else ""
+        files.append(GgufFile(path.name, kind, path, path.stat().st_size, tuple(kept), _notes(rows, _window(settings))))
     return files
 
 
@@ -101,15 +104,33 @@ def _quantize(tool: str, path: Path, kind: str, settings: Any, weights: StoredWe
         raise CheckFailed(f"llama-quantize failed on {kind}: {last[0]}", where="parameter gguf_types", fix="choose another type")
 
 
-def _adapter(folder: Path, stem: str, source: Path, settings: Any) -> list[GgufFile]:
-    """The LoRA GGUF; nothing where the adapter is no plain LoRA (the merged files hold it all)."""
-    path = folder / f"{stem}-adapter-F32.gguf"
+def _window(settings: Any) -> str:
+    """What to know about a window that llama.cpp does not apply (Qwen2 has one only with ``use_sliding_window``), or empty."""
+    window = getattr(settings, "sliding_window", None)
+    if not window or window >= settings.max_position_embeddings:
+        return ""
+    return f"llama.cpp's {architecture(settings)} architecture has no sliding window: beyond {window} tokens of context the answers differ"
+
+
+def _notes(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _shares_head(config: Config) -> bool:
+    return bool(load_settings(Path(config.model_path)).get_text_config().tie_word_embeddings)
+
+
+def _adapter(folder: Path, stem: str, source: Path, settings: Any, shared_head: bool) -> tuple[list[GgufFile], str]:
+    """The LoRA GGUF; or none, and why (the merged files hold everything that was trained)."""
+    path, adapter = folder / f"{stem}-adapter-F32.gguf", read_adapter(source)
+    if shared_head and "lm_head" in adapter.updates:
+        return [], "no LoRA GGUF beside it: the adapter changes the output head, which the base shares with its embedding"
     try:
-        write_adapter_file(path, read_adapter(source), settings, f"{stem} adapter")
-    except InputError:
+        write_adapter_file(path, adapter, settings, f"{stem} adapter")
+    except InputError as error:
         path.unlink(missing_ok=True)
-        return []
-    return [GgufFile(path.name, "LoRA", path, path.stat().st_size)]
+        return [], f"no LoRA GGUF beside it: {error.what}"
+    return [GgufFile(path.name, "LoRA", path, path.stat().st_size)], ""
 
 
 def best_first(kind: str) -> int:

@@ -12,7 +12,7 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
 from mac_lora_helpers.export.adapter_model import load_adapted, load_plain, quiet
-from mac_lora_helpers.export.mlx_config import mlx_rope_keys
+from mac_lora_helpers.export.mlx_config import mlx_keys
 
 #: Largest logit difference allowed, as a share of the largest logit: float32 leaves only the order of
 #: summation; a cast adds its own rounding (float16 has 11 bits of mantissa, bfloat16 has 8).
@@ -151,7 +151,7 @@ def largest_difference(left: list[Any], right: list[Any]) -> float:
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """Weights, config (RoPE also in the form mlx-lm reads), generation settings, tokenizer, chat template.
+    """Weights, config (also in the form mlx-lm reads), generation settings, tokenizer, chat template.
 
     Args:
         model: in float32; it stays so.
@@ -161,7 +161,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path, dtype: str) -> None:
     tokenizer.save_pretrained(folder)
     path = folder / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
-    settings.update(mlx_rope_keys(settings), dtype=dtype)
+    settings.update(mlx_keys(settings), dtype=dtype)
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

@@ -18,10 +18,30 @@ from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS, WEIGHTS, Adapter, LoraUpdate
 
 MLX_WEIGHTS = "adapters.safetensors"
-_BLOCK = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_BLOCK = re.compile(r"^model\.(?:layers|h)\.(\d+)\.(.+)$")
+#: Families whose blocks bear another name in mlx-lm: ``model_type`` → (prefix in transformers, prefix in mlx-lm).
+_BLOCKS = {"gpt2": ("transformer.h.", "model.h."), "gpt_neox": ("gpt_neox.layers.", "model.h.")}
+#: How such a block's modules go on after their number; tells the families apart where only the names are known.
+_INSIDE = {"gpt2": re.compile(r"\d+\.(attn|mlp)\.c_"), "gpt_neox": re.compile(r"\d+\.(attention\.|mlp\.dense_)")}
 
 
-def to_mlx(adapter: Adapter, shapes: dict[str, tuple[int, int]], layers: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def mlx_name(module: str, model_type: str) -> str:
+    """A transformers module's name in mlx-lm."""
+    ours, theirs = _BLOCKS.get(model_type, ("", ""))
+    return theirs + module.removeprefix(ours) if ours and module.startswith(ours) else module
+
+
+def _transformers_name(module: str) -> str:
+    """The inverse of :func:`mlx_name`."""
+    for model_type, (ours, theirs) in _BLOCKS.items():
+        if module.startswith(theirs) and _INSIDE[model_type].match(module.removeprefix(theirs)):
+            return ours + module.removeprefix(theirs)
+    return module
+
+
+def to_mlx(
+    adapter: Adapter, shapes: dict[str, tuple[int, int]], layers: int, model_type: str = ""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A PEFT adapter in mlx-lm's form.
 
     Smaller ranks are filled with zeros, differing scales folded into B, and a module that mlx-lm would adapt though
@@ -29,21 +49,23 @@ def to_mlx(adapter: Adapter, shapes: dict[str, tuple[int, int]], layers: int) ->
 
     Args:
         shapes: module → ``(out, in)`` of every linear layer of the base. layers: number of blocks.
+        model_type: the family; its modules are renamed as mlx-lm names them.
 
     Returns:
         Tensors by mlx-lm's names and ``adapter_config.json``.
 
     Raises:
-        InputError: DoRA, or more than LoRA matrices of linear layers.
+        InputError: DoRA, more than LoRA matrices of linear layers, or a family whose names in mlx-lm are not known.
     """
-    adapter.require_plain("an MLX adapter")
-    rank = max(update.rank for update in adapter.updates.values())
-    scales = [update.scale for update in adapter.updates.values()]
+    updates = _renamed(adapter.require_plain("an MLX adapter"), shapes, model_type)
+    shapes = {mlx_name(module, model_type): shape for module, shape in shapes.items()}
+    rank = max(update.rank for update in updates.values())
+    scales = [update.scale for update in updates.values()]
     scale = max(set(scales), key=scales.count)
-    keys, first = _keys(adapter, layers)
+    keys, first = _keys(updates, layers)
     tensors: dict[str, np.ndarray] = {}
     for module in _adapted(keys, shapes, first):
-        update = adapter.updates.get(module)
+        update = updates.get(module)
         rows, columns = shapes[module]
         a, b = np.zeros((columns, rank), np.float32), np.zeros((rank, rows), np.float32)
         if update is not None:
@@ -55,9 +77,25 @@ def to_mlx(adapter: Adapter, shapes: dict[str, tuple[int, int]], layers: int) ->
     return tensors, {"fine_tune_type": "lora", "num_layers": layers - first, "lora_parameters": parameters}
 
 
-def _keys(adapter: Adapter, layers: int) -> tuple[set[str], int]:
+def _renamed(adapter: Adapter, shapes: dict[str, tuple[int, int]], model_type: str) -> dict[str, LoraUpdate]:
+    """The updates under mlx-lm's names."""
+    found = {}
+    for module, update in adapter.updates.items():
+        name, numbered = mlx_name(module, model_type), any(part.isdigit() for part in module.split("."))
+        if module not in shapes:
+            what = f"mlx-lm has no linear layer of its own for {module} (a shared head, or no linear layer)"
+        elif not _BLOCK.match(name) and (numbered or model_type in _BLOCKS):
+            what = f"mlx-lm's names of the layers of {model_type or 'this'} models are not known here ({module})"
+        else:
+            found[name] = update
+            continue
+        raise InputError(what, where="adapter", fix="use the adapter or the merged model in transformers")
+    return found
+
+
+def _keys(updates: dict[str, LoraUpdate], layers: int) -> tuple[set[str], int]:
     """Names inside a block (or of the whole model), and the first block that is adapted."""
-    matches = {module: _BLOCK.match(module) for module in adapter.updates}
+    matches = {module: _BLOCK.match(module) for module in updates}
     blocks = [int(match[1]) for match in matches.values() if match]
     return {match[2] if match else module for module, match in matches.items()}, min(blocks, default=layers)
 
@@ -73,7 +111,7 @@ def _adapted(keys: set[str], shapes: dict[str, tuple[int, int]], first: int) -> 
 
 
 def read_mlx(folder: Path) -> Adapter:
-    """An mlx-lm adapter folder as updates; modules filled with zeros are left out.
+    """An mlx-lm adapter folder as updates under transformers' names; modules filled with zeros are left out.
 
     Raises:
         InputError: not an mlx-lm LoRA adapter (DoRA and full fine-tunes are not converted).
@@ -95,6 +133,7 @@ def read_mlx(folder: Path) -> Adapter:
         module, _, side = name.rpartition(".")
         if side == "lora_a" and np.any(tensors[f"{module}.lora_b"]):
             b = tensors[f"{module}.lora_b"]
+            module = _transformers_name(module)
             updates[module] = LoraUpdate(module, np.ascontiguousarray(a.T, np.float32), np.ascontiguousarray(b.T, np.float32), scale)
     other = [name for name in tensors if not name.endswith((".lora_a", ".lora_b"))]
     return Adapter(settings, updates, other)

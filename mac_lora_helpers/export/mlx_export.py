@@ -8,8 +8,12 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.export import engines_mlx
 from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
 from mac_lora_helpers.export.mlx_adapter import to_mlx, write_mlx_folder
+from mac_lora_helpers.export.mlx_config import mlx_keys
+from mac_lora_helpers.export.mlx_support import refusal, stored_shapes
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,15 @@ def write_mlx(run: RunDir, config: Config) -> MlxReport:
     """Writes ``export/mlx/adapters.safetensors`` and ``adapter_config.json``.
 
     Raises:
-        MissingArtifact: no adapter. InputError: DoRA, or more than LoRA matrices of linear layers.
+        MissingArtifact: no adapter.
+        InputError: DoRA, more than LoRA matrices of linear layers, or a family that mlx-lm does not support.
     """
     config = trained_config(run, config)
     adapter = read_adapter(adapter_folder(run, config))
-    shapes, layers = linear_shapes(config)
-    tensors, settings = to_mlx(adapter, shapes, layers)
+    base = _settings(config)
+    _require_supported(config, base)
+    shapes = linear_shapes(base, config.trust_remote_code)
+    tensors, settings = to_mlx(adapter, shapes, base.num_hidden_layers, base.model_type)
     with run.folder("mlx") as folder:
         write_mlx_folder(folder, tensors, settings)
         size = sum(file.stat().st_size for file in folder.iterdir())
@@ -61,13 +68,46 @@ def write_mlx(run: RunDir, config: Config) -> MlxReport:
     return MlxReport(parameters["rank"], parameters["scale"], modules, padded, settings["num_layers"], size, "", run.path("mlx"))
 
 
-def linear_shapes(config: Config) -> tuple[dict[str, tuple[int, int]], int]:
-    """``(out, in)`` of every linear layer of the base, and its number of blocks; no weights are loaded."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _settings(config: Config) -> Any:
+    from transformers import AutoConfig
 
-    settings = AutoConfig.from_pretrained(config.model_path, trust_remote_code=config.trust_remote_code)
+    return AutoConfig.from_pretrained(config.model_path, trust_remote_code=config.trust_remote_code)
+
+
+def _require_supported(config: Config, settings: Any) -> None:
+    """Raises InputError if mlx-lm is here and says that it does not take the base."""
+    if not engines_mlx.available():
+        return
+    values = settings.to_dict()
+    why = refusal({**values, **mlx_keys(values)}, stored_shapes(local_folder(config.model_path)))
+    if why:
+        raise InputError(why, where="model_type", fix="use the adapter or the merged model in transformers; a later mlx-lm may support it")
+
+
+def local_folder(model_path: str) -> Path:
+    """A model's folder: itself, or the Hub's cache, which training has filled."""
+    if Path(model_path).is_dir():
+        return Path(model_path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model_path, local_files_only=True))
+
+
+def linear_shapes(settings: Any, trust_remote_code: bool = False) -> dict[str, tuple[int, int]]:
+    """``(out, in)`` of every linear layer of the base that has a weight of its own; no weights are loaded.
+
+    A head that shares the embedding's weight is left out. GPT-2's Conv1D is a linear layer with its weight transposed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
-    shapes = {name: tuple(module.weight.shape) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return shapes, settings.num_hidden_layers
+        model = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
+    head = model.get_output_embeddings() if settings.get_text_config().tie_word_embeddings else None
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+            rows, columns = module.weight.shape
+            shapes[name] = (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+    return shapes

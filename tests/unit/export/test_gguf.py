@@ -40,6 +40,8 @@ FAMILIES = {
     "mistral": ("mistral", "mistral", {"tie_word_embeddings": False, "sliding_window": None}),
     "mistral tekken": ("mistral", "tekken", {"head_dim": 16}),
 }
+#: Families whose quantized files run as well; how a type is written does not depend on the family.
+QUANTIZED = ("qwen2", "llama 3", "mistral")
 PRE = {"qwen2": "qwen2", "qwen3": "qwen2", "llama 3": "llama-bpe", "llama 2": "default", "smollm": "smollm", "mistral tekken": "tekken"}
 
 
@@ -49,11 +51,13 @@ def test_every_family_passes_in_llama_cpp(tmp_path, name):
     family, kind, settings = FAMILIES[name]
     trained = make_trained(tmp_path, family, tokenizer=family_tokenizer(kind) if kind else None, **settings)
     export.merge(trained.run, trained.config)
-    files = export.write_gguf(trained.run, changed(trained.config, gguf_types="F16, Q8_0, Q4_0"))
-    assert [file.type for file in files] == ["F16", "Q8_0", "Q4_0", "LoRA"]
+    types = ["F16", "Q8_0", "Q4_0"] if name in QUANTIZED else ["F16"]
+    files = export.write_gguf(trained.run, changed(trained.config, gguf_types=", ".join(types)))
+    assert [file.type for file in files] == [*types, "LoRA"]
+    assert [file.note for file in files] == [""] * len(files)
     reference = Reference(trained.run, trained_config(trained.run, trained.config))
     found = {item.name: equivalence.check_one(item, reference) for item in candidates(reference) if item.kind != "mlx"}
-    assert len(found) == 6
+    assert len(found) == 3 + len(types)
     for item in found.values():
         assert item["passed"], item
         assert item["prompt_ids_equal"]
@@ -75,7 +79,8 @@ def _fields(path):
     return lambda key: None if reader.get_field(key) is None else reader.get_field(key).contents()
 
 
-def test_a_file_names_no_folder_of_this_machine(trained, tmp_path):
+def test_a_file_names_no_folder_of_this_machine(tmp_path):
+    trained = make_trained(tmp_path)
     export.merge(trained.run, trained.config)
     for file in export.write_gguf(trained.run, trained.config):
         assert str(tmp_path).encode() not in file.path.read_bytes()
@@ -183,9 +188,34 @@ def test_scales_of_every_kind_are_in_the_lora_file(tmp_path):
 def test_an_adapter_that_is_no_plain_lora_has_no_lora_file_but_models(tmp_path):
     trained = make_trained(tmp_path, lora={"use_dora": True})
     export.merge(trained.run, trained.config)
-    assert [file.type for file in export.write_gguf(trained.run, changed(trained.config, gguf_types="F16"))] == ["F16"]
+    files = export.write_gguf(trained.run, changed(trained.config, gguf_types="F16"))
+    assert [file.type for file in files] == ["F16"]
+    assert "no LoRA GGUF beside it: a DoRA adapter cannot be written as a LoRA GGUF" in files[0].note
     entries = {item["name"]: item for item in export.check_equivalence(trained.run, trained.config).artefacts}
     assert entries["GGUF F16"]["passed"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_on_a_shared_head_has_no_lora_file(tmp_path):
+    """A base GGUF with a shared head has no tensor that the update could go to."""
+    lora = {"target_modules": ["q_proj", "lm_head"]}
+    shared, own = make_trained(tmp_path / "a", lora=lora), make_trained(tmp_path / "b", lora=lora, tie_word_embeddings=False)
+    for trained, types in ((shared, ["F16", "F32"]), (own, ["F16", "F32", "LoRA"])):
+        export.merge(trained.run, trained.config)
+        files = export.write_gguf(trained.run, changed(trained.config, gguf_types="F16, F32"))
+        assert [file.type for file in files] == types
+        assert ("shares with its embedding" in files[0].note) == (trained is shared)
+        assert files[1].note == ""
+
+
+@pytest.mark.parametrize(("window", "told"), [(64, True), (1024, False), (None, False)])
+def test_a_window_that_llama_cpp_does_not_apply_is_told(tmp_path, window, told):
+    trained = make_trained(tmp_path, "mistral", sliding_window=window)
+    export.merge(trained.run, trained.config)
+    model, lora = export.write_gguf(trained.run, changed(trained.config, gguf_types="F16"))
+    wanted = f"llama.cpp's llama architecture has no sliding window: beyond {window} tokens of context the answers differ"
+    assert model.note == (wanted if told else "")
+    assert lora.note == ""
 
 
 @pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,15 @@ def make_trained(
     run.write_json("train_config", config.model_dump())
     run.write_lines("test", rows or conversations())
     return Trained(run, config, base)
+
+
+def copy_of(made: Trained, root: Path) -> Trained:
+    """The same run and base in another folder."""
+    shutil.copytree(made.run.root, root / "run")
+    shutil.copytree(made.base, root / "base")
+    values = {"model_id": str(root / "base"), "out_dir": str(root / "run")}
+    edit_json(root / "run" / "train_config.json", **values)
+    return Trained(RunDir(root / "run"), changed(made.config, **values), root / "base")
 
 
 def edit_json(path: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
