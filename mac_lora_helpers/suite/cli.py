@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mac_lora_helpers import __version__
-from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
 
@@ -85,6 +85,7 @@ def _config(explicit: dict[str, Any]) -> Config:
 def _run(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers.suite.preflight import preflight
     from mac_lora_helpers.suite.runner import choose, run_suite
+    from mac_lora_helpers.suite.summary import summary
 
     explicit = _explicit(arguments, preset=arguments.preset, out_dir=arguments.run_dir)
     config = _config(explicit)
@@ -92,6 +93,7 @@ def _run(arguments: argparse.Namespace) -> int:
     preflight(config, explicit)
     record = run_suite(config, {name: getattr(config, name) for name in explicit}, names)
     total = sum(entry["seconds"] for entry in record["notebooks"])
+    print("\n".join(["", *summary(RunDir(config.out_dir), names)]))
     print(f"done in {total:.0f} s: {portable(str(config.out_dir))}")
     return 0
 

@@ -139,12 +139,13 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
 
 
 def _private_kernels() -> dict[str, Any]:
-    """Kernels spoken to over a socket file of this user's instead of an open port on this machine."""
+    """Kernels spoken to over a socket file of this user's instead of an open port; silent when they are shut down."""
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import CaselessStrEnum
 
     transport = CaselessStrEnum(["tcp", "ipc"], default_value="ipc")
-    return {"kernel_manager_class": type("PrivateKernelManager", (AsyncKernelManager,), {"transport": transport})}
+    manager = type("PrivateKernelManager", (AsyncKernelManager,), {"transport": transport})
+    return {"kernel_manager_class": manager, "extra_arguments": ["--log-level=CRITICAL"]}
 
 
 def _cell_failed(error: Any, target: Path) -> NotebookFailed:

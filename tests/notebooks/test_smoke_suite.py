@@ -48,6 +48,9 @@ def test_it_ends_well(done):
     assert done.code == 0, done.err
     assert [entry["status"] for entry in done.json("run.json")["notebooks"]] == ["passed"] * 5
     assert "▶ 05_export_and_push" in done.out
+    assert "held-out questions: 0% before" in done.out
+    assert "nothing was sent" in done.out
+    assert "IPKernelApp" not in done.err
 
 
 def test_every_artefact_is_there(done):

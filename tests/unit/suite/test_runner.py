@@ -51,7 +51,7 @@ def outputs(notebook):
 
 def test_all_five_in_order_with_typed_parameters(project, capsys):
     folder, _ = project
-    assert main(["run", "-p", "max_steps", "7"]) == 0
+    assert main(["run", "-p", "max_steps", "7"]) == 0  # nothing to sum up: said, not raised
     assert [entry["name"] for entry in record(folder)["notebooks"]] == list(NOTEBOOKS)
     assert record(folder)["status"] == "passed"
     assert record(folder)["parameters"] == {"max_steps": 7}
