@@ -28,7 +28,8 @@ def _environment(run: RunDir) -> str:
 def _data(run: RunDir) -> str:
     found = run.read_json("manifest")
     rows, tokens = found["splits"], found["tokens"]
-    return f"data        {rows['train']:,} rows to train on, {rows['test']:,} held out, {tokens['supervised']:,} of {tokens['total']:,} tokens trained"
+    counted = f"{tokens['supervised']:,} of {tokens['total']:,} tokens trained"
+    return f"data        {rows['train']:,} rows to train on, {rows['test']:,} held out, {counted}"
 
 
 def _training(run: RunDir) -> str:
@@ -49,4 +50,5 @@ def _export(run: RunDir) -> str:
     sent = run.read_json("push")
     told = f"{states.count(True)} of {len(states)} exported forms say what the adapter says"
     left = states.count(None)
-    return f"export      {told}{f', {left} not checked' if left else ''}; {'nothing was sent' if sent['dry_run'] else 'sent to ' + sent['url']}"
+    pushed = "nothing was sent" if sent["dry_run"] else f"sent to {sent['url']}"
+    return f"export      {told}{f', {left} not checked' if left else ''}; {pushed}"
