@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,10 @@ SENTENCES = [
     "Größe, naïve café, 北京 – ok?",
     "I've seen the dog's 42 jumps",
 ]
+
+
+#: Folders that live as long as the test session.
+_PLACES: list[tempfile.TemporaryDirectory] = []
 
 
 @dataclass
@@ -61,6 +67,14 @@ def add_adapter(base: Path, folder: Path, strength: float = 0.5, seed: int = 1, 
     model.save_pretrained(folder)
 
 
+@functools.cache
+def _base(family: str, model: str) -> Path:
+    """A random base, made once for each set of settings."""
+    place = tempfile.TemporaryDirectory(prefix="bases-")
+    _PLACES.append(place)
+    return tiny_model(Path(place.name) / "base", family, **{"initializer_range": 0.2, **json.loads(model)})
+
+
 def make_trained(
     root: Path, family: str = "qwen2", rows: list | None = None, lora: dict | None = None, tokenizer: Any = None, **model: Any
 ) -> Trained:
@@ -68,7 +82,7 @@ def make_trained(
     if tokenizer is not None:
         ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         model = {"vocab_size": len(tokenizer), **ids, **model}
-    base = tiny_model(root / "base", family, **{"initializer_range": 0.2, **model})
+    base = shutil.copytree(_base(family, json.dumps(model, sort_keys=True)), root / "base")
     if tokenizer is not None:
         for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
             (base / file).unlink(missing_ok=True)
