@@ -52,7 +52,7 @@ if [ "$fresh" = yes ]; then
     echo "no Python 3.11 or newer here: uv fetches one"
     python3 -m venv .boot
     .boot/bin/python -m pip install --quiet --disable-pip-version-check uv
-    .boot/bin/python -m uv venv --quiet --seed --python 3.12 "$venv"
+    .boot/bin/python -m uv venv --quiet --seed --python ">=3.11,<3.14" "$venv"
   fi
 fi
 echo "installing what pyproject.toml asks for, at the versions of constraints.txt (some minutes the first time)"
