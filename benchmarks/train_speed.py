@@ -126,8 +126,8 @@ def child_time(options: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
 
     variants, case = options.variants.split("|"), options.case
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    peaks: list[float] = []
+    seconds: dict[str, list[list[float]]] = {name: [] for name in variants}
+    peaks: list[list[float]] = []
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -135,17 +135,22 @@ def child_time(options: argparse.Namespace) -> dict[str, Any]:
             if turn == 0:
                 peaks.append(gemm_peak(options))
             switch(trainer, variants[turn])
-            self.start = now(options.device)
+            self.start = clocks(options)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seconds[variants[(state.global_step - 1) % len(variants)]].append(now(options.device) - self.start)
+            taken = [end - start for end, start in zip(clocks(options), self.start, strict=True)]
+            seconds[variants[(state.global_step - 1) % len(variants)]].append(taken)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(options, case, VARIANTS[variants[0]][0], len(variants) * (options.rounds + 1), folder)
         trainer.add_callback(Turns())
         trainer.train()
     timed = {name: values[1:] for name, values in seconds.items()}  # the first round warms up
-    return {"seconds": timed, "gemm_flops": statistics.median(peaks[1:]), "load": os.getloadavg()[0]}
+    return {
+        "seconds": timed,
+        "gemm_flops": [statistics.median(column) for column in zip(*peaks[1:], strict=True)],
+        "load": os.getloadavg()[0],
+    }
 
 
 def child_memory(options: argparse.Namespace) -> dict[str, Any]:
@@ -166,28 +171,33 @@ def child_memory(options: argparse.Namespace) -> dict[str, Any]:
     return {"fast_steps": path.steps if path else 0, "peak_bytes": peak, "loss": first["loss"], "grad_norm": first["grad_norm"]}
 
 
-def now(device: str) -> float:
-    """A clock reading after all queued work is done."""
+def clocks(options: argparse.Namespace) -> list[float]:
+    """Wall clock, and this process's CPU time by thread, after all queued work is done.
+
+    CPU time is what a step costs when something else takes the cores away meanwhile; it is only meaningful with one
+    thread, because waiting threads spin.
+    """
     import torch
 
-    if device != "cpu":
-        getattr(torch, device).synchronize()
-    return time.perf_counter()
+    if options.device != "cpu":
+        getattr(torch, options.device).synchronize()
+    return [time.perf_counter(), time.process_time() / options.threads]
 
 
-def gemm_peak(options: argparse.Namespace) -> float:
-    """The best rate of PyTorch's float32 product over the step's largest shapes, in FLOP/s."""
+def gemm_peak(options: argparse.Namespace) -> list[float]:
+    """The best rate of PyTorch's float32 product over the step's largest shapes, in FLOP/s by wall clock and CPU time."""
     import torch
 
-    shape, best = SHAPES[options.shape], 0.0
+    shape, best = SHAPES[options.shape], [0.0, 0.0]
     x = torch.randn(options.length, shape["hidden_size"], device=options.device)
     w = torch.randn(shape["intermediate_size"], shape["hidden_size"], device=options.device)
     square = torch.randn(1536, 1536, device=options.device)
     for left, right in ((x, w.t()), (x @ w.t(), w), (square, square)):
         for _ in range(4):
-            start = now(options.device)
+            start = clocks(options)
             left @ right
-            best = max(best, 2 * left.shape[0] * left.shape[1] * right.shape[1] / (now(options.device) - start))
+            rates = (2 * left.shape[0] * left.shape[1] * right.shape[1] / (b - a) for a, b in zip(start, clocks(options), strict=True))
+            best = [max(pair) for pair in zip(best, rates, strict=True)]
     return best
 
 
@@ -238,34 +248,46 @@ def summarize(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[
     """One row for each case and variant, with ratios to plain."""
     rows = []
     for case, timed in result["time"].items():
-        plain = timed["seconds"]["plain"]
-        for name, seconds in timed["seconds"].items():
+        medians = {name: [statistics.median(column) for column in zip(*values, strict=True)] for name, values in timed["seconds"].items()}
+        plain = medians["plain"]
+        for name, (seconds, cpu_seconds) in medians.items():
             memory, base = (result["memory"].get(case, {}).get(which) for which in (name, "plain"))
-            row = {"case": case, "variant": name, "seconds": round(statistics.median(seconds), 4)}
-            row["speedup"] = round(statistics.median(plain) / statistics.median(seconds), 3)
+            row = {"case": case, "variant": name, "seconds": round(seconds, 4), "speedup": round(plain[0] / seconds, 3)}
+            row |= {"cpu_seconds": round(cpu_seconds, 4), "cpu_speedup": round(plain[1] / cpu_seconds, 3)}
             if memory:
                 row |= {"peak_mb": round(memory["peak_bytes"] / 1e6), "peak_ratio": round(memory["peak_bytes"] / base["peak_bytes"], 3)}
                 row |= {key: memory[key] for key in ("loss", "grad_norm")}
                 row |= {f"{key}_difference": abs(memory[key] / base[key] - 1) for key in ("loss", "grad_norm")}
             if name == "fast":
                 work = step_flops(SHAPES[options.shape], options.length, CASES[case])
-                row["gemm_share"] = round(work / row["seconds"] / timed["gemm_flops"], 3)
+                row["gemm_share"] = round(work / seconds / timed["gemm_flops"][0], 3)
+                row["cpu_gemm_share"] = round(work / cpu_seconds / timed["gemm_flops"][1], 3)
             rows.append(row)
     return rows
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Prints the table."""
-    heads = ("case", "variant", "s/step", "speed", "peak MB", "ratio", "of GEMM", "loss", "gradient", "bar")
-    print("{:15} {:20} {:>8} {:>6} {:>8} {:>6} {:>7} {:>10} {:>10}  {}".format(*heads))
+def show(rows: list[dict[str, Any]], threads: int) -> None:
+    """Prints the table; with one thread also by CPU time."""
+    columns = {"case": 15, "variant": 20, "seconds": 8, "speedup": 8, "gemm_share": 10, "peak_mb": 8, "peak_ratio": 11}
+    if threads == 1:
+        columns |= {"cpu_seconds": 12, "cpu_speedup": 12, "cpu_gemm_share": 15}
+    columns |= {"loss": 10, "grad_norm": 10, "loss_difference": 16, "grad_norm_difference": 21}
+    print("".join(f"{name:>{width}}" if place > 1 else f"{name:{width}}" for place, (name, width) in enumerate(columns.items())) + "  bar")
     for row in rows:
         bar = BARS.get((row["case"], row["variant"]))
         want = "" if not bar else f">= {bar[0]}x" + (f" at <= {bar[1]}x" if bar[1] else "")
-        cells = [row["seconds"], row["speedup"], row.get("peak_mb", ""), row.get("peak_ratio", ""), row.get("gemm_share", "")]
+        cells = [row.get(name, "") for name in columns]
+        texts = [
+            f"{cell:.3g}" if isinstance(cell, float) and cell < 0.001 else f"{cell:.6g}" if isinstance(cell, float) else str(cell)
+            for cell in cells
+        ]
         print(
-            f"{row['case']:15} {row['variant']:20} {cells[0]:8.3f} {cells[1]:6.2f} {cells[2]!s:>8} {cells[3]!s:>6} {cells[4]!s:>7}", end=""
+            "".join(
+                f"{text:>{width}}" if place > 1 else f"{text:{width}}"
+                for place, (text, width) in enumerate(zip(texts, columns.values(), strict=True))
+            ),
+            want,
         )
-        print(f" {row.get('loss', float('nan')):10.6f} {row.get('grad_norm', float('nan')):10.6f}  {want}")
 
 
 def conditions(options: argparse.Namespace) -> dict[str, Any]:
@@ -338,11 +360,11 @@ def main() -> None:
         return
     about = conditions(options)
     rows = summarize(options, measured := measure(options))
-    show(rows)
+    show(rows, options.threads)
     if not options.bf16:
         print("bf16 base: not measured, this chip has no bfloat16 instructions")
     loads = {case: round(value["load"], 2) for case, value in measured["time"].items()}
-    peak = {case: round(value["gemm_flops"] / 1e9, 1) for case, value in measured["time"].items()}
+    peak = {case: round(value["gemm_flops"][0] / 1e9, 1) for case, value in measured["time"].items()}
     print(json.dumps({"benchmark": "train_speed", "rows": rows, "conditions": {**about, "load_after": loads, "gemm_gflops": peak}}))
 
 

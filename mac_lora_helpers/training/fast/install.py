@@ -97,7 +97,7 @@ def _plan(trainer: Any, recompute: str, budget: int | None) -> Plan:
     if recompute == "auto" and not trainer.args.gradient_checkpointing:
         recompute = "nothing"
     if recompute == "auto" and budget is None:
-        budget = _budget(model, config, rows * length, itemsize, device, sizes)
+        budget = _budget(model, config, itemsize, device, sizes)
     return choose_plan(sizes, budget, recompute)
 
 
@@ -108,7 +108,7 @@ def _batch_shape(trainer: Any) -> tuple[int, int]:
     return min(trainer.args.per_device_train_batch_size, len(data)), longest
 
 
-def _budget(model: Any, config: Any, tokens: int, itemsize: int, device: str, sizes: Kept) -> int:
+def _budget(model: Any, config: Any, itemsize: int, device: str, sizes: Kept) -> int:
     """Free memory, less gradients and optimizer (12 bytes an adapter parameter), logits and one layer's backward pass."""
     adapter = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logits = chunk_rows(config.vocab_size, itemsize) * config.vocab_size * itemsize
@@ -139,7 +139,7 @@ class _FastPath:
         # steps: forward passes taken so far, for tests and benchmarks
         self.base, self.plan, self.plain = base, plan, base.forward
         self.enabled, self.steps = True, 0
-        self.chunk = chunk_rows(base.config.vocab_size, base.dtype.itemsize)
+        self.chunk = chunk_rows(base.config.vocab_size, base.dtype.itemsize, plan.kind)
 
     def install(self) -> None:
         path = self

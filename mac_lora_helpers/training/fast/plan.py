@@ -39,6 +39,11 @@ class Plan:
     kept_bytes: int
     reason: str
 
+    @property
+    def kind(self) -> str:
+        """nothing, mlp or layers."""
+        return "layers" if self.whole_layers else "mlp" if self.mlp_layers else "nothing"
+
     def again(self, index: int) -> str:
         """For ``layer.Work``: nothing, mlp or layer."""
         if self.whole_layers:
@@ -106,6 +111,6 @@ def memory_parts(model_config: Any, plan: Plan, rows: int, length: int, itemsize
     from mac_lora_helpers.training.fast.head import chunk_rows
 
     config = model_config.get_text_config()
-    logits = min(rows * (length - 1), chunk_rows(config.vocab_size, itemsize)) * config.vocab_size * itemsize
+    logits = min(rows * (length - 1), chunk_rows(config.vocab_size, itemsize, plan.kind)) * config.vocab_size * itemsize
     layer = WIDE_ALIVE * rows * length * config.intermediate_size * itemsize
     return {"activations": plan.kept_bytes, "logits": logits, "layer": max(layer - logits, 0)}

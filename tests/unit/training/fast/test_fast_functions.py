@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mac_lora_helpers.training.fast import head
 from mac_lora_helpers.training.fast.head import FrozenHead, chunk_rows
 from mac_lora_helpers.training.fast.projections import Norm, Normed, Rotary
 
@@ -13,7 +14,9 @@ def random(*shape, **options):
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 64])
-def test_head_gives_cross_entropy_and_its_gradient_for_any_weighting_of_the_rows(rows):
+@pytest.mark.parametrize("together", [3, 8])
+def test_head_gives_cross_entropy_and_its_gradient_for_any_weighting_of_the_rows(rows, together, monkeypatch):
+    monkeypatch.setattr(head, "CPU_ROWS", together)
     hidden, weight, labels = random(21, 16), random(50, 16), torch.arange(21) * 2
     weights = random(21)
     results = []
@@ -47,7 +50,8 @@ def test_head_survives_logits_that_overflow_exp():
 
 def test_chunks_shrink_with_the_vocabulary():
     assert chunk_rows(1000) > chunk_rows(50_000) > chunk_rows(151_936) >= 32
-    assert chunk_rows(151_936) * 151_936 * 4 <= 160 * 2**20
+    for again, size in {"nothing": 320, "mlp": 160, "layers": 80}.items():
+        assert chunk_rows(151_936, 4, again) * 151_936 * 4 <= size * 2**20
 
 
 def test_norm_gives_rmsnorm_and_its_gradient():

@@ -66,5 +66,6 @@ def test_parts_for_a_forecast():
     plan = fast.choose_plan(sizes(), None)
     parts = fast.memory_parts(SHAPE, plan, 1, 512, 4)
     assert set(parts) == {"activations", "logits", "layer"}
-    assert parts["logits"] <= 160 * 2**20
+    assert parts["logits"] <= 320 * 2**20
+    assert fast.memory_parts(SHAPE, fast.choose_plan(sizes(), 0), 1, 512, 4)["logits"] <= 80 * 2**20
     assert parts["activations"] == plan.kept_bytes
