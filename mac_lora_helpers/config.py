@@ -123,8 +123,8 @@ class Config(BaseModel):
         True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training"
     )
     fast_path: Literal["auto", "lean", "off"] = _param(
-        "auto",
-        "auto: the same numbers with less work, for models it knows; lean: less memory too, a little slower; off: TRL's own path",
+        "off",
+        "off: TRL's own path. auto: the same numbers with less work, for models it knows; lean: less memory too, a little slower",
         "Training",
         "training",
     )

@@ -9,7 +9,7 @@ from mac_lora_helpers import data
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.training import batches, resume
+from mac_lora_helpers.training import batches, fast, resume
 from mac_lora_helpers.training.forecast import advice, predict_for
 from mac_lora_helpers.training.log import RunLog
 
@@ -58,6 +58,9 @@ def build_trainer(
     trainer.grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
     trainer.data_collator = batches.WatchedCollator(batches.collator_for(tokenizer, trainer.grouped, args.device.type), known)
     trainer.forecast, trainer.tokens = forecast, tokens
+    if config.fast_path != "off":
+        trainer.fast = fast.make_fast(trainer, recompute="mlp" if config.fast_path == "lean" else "auto")
+        print(f"fast path {'on' if trainer.fast.applied else 'off'}: {trainer.fast.reason}")
     if on_log is None:
         _notebook_progress(trainer)
     return trainer
