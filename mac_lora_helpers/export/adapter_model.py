@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +11,7 @@ from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS
-from mac_lora_helpers.training.recipe import settle_threads
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars from transformers inside; their setting is put back."""
-    from transformers.utils import logging
-
-    on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if on:
-            logging.enable_progress_bar()
+from mac_lora_helpers.training.recipe import quiet, settle_threads
 
 
 def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
@@ -46,7 +30,8 @@ def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
     stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     head = untie_if_needed(base, stored)
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
+        with quiet():
+            model = PeftModel.from_pretrained(base, str(folder))
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         where = f"adapter {portable(str(folder))}, base {portable(config.model_id)}"

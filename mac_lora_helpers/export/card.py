@@ -30,7 +30,7 @@ _LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "mlx": 
 _SOURCES = ("train_config", "manifest", "train_metrics", "eval_metrics", "equivalence", "environment")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Card:
     """A written model card.
 
@@ -48,6 +48,10 @@ class Card:
     def body(self) -> str:
         """The Markdown below the metadata."""
         return self.text.split("\n---\n", 1)[-1].lstrip("\n")
+
+    def __repr__(self) -> str:
+        """The text a terminal shows; no absolute path reaches a stored notebook."""
+        return self.body
 
     def _repr_markdown_(self) -> str:
         return self.body
