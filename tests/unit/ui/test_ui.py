@@ -105,6 +105,19 @@ def test_the_live_figure_is_one_output(monkeypatch):
     assert shown == ["new", "update", "update"]
 
 
+def test_progress_is_one_output_and_silent_for_short_work(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=lambda line: shown.append(("update", repr(line))))
+    monkeypatch.setattr("IPython.display.display", lambda line, display_id: shown.append(("new", repr(line))) or handle)
+    ui.Progress()("rows", 5)
+    assert shown == []
+    progress = ui.Progress(quiet_seconds=0, every_seconds=0)
+    progress("rows encoded", 1000)
+    progress("rows encoded", 2000)
+    assert [kind for kind, _ in shown] == ["new", "update"]
+    assert shown[1][1].startswith("rows encoded: 2,000 in ")
+
+
 def test_a_headless_run_has_no_form(monkeypatch):
     monkeypatch.setenv("MAC_LORA_HEADLESS", "1")
     assert ui.config_form(resolve({}, {}), ["max_steps"]) is None
