@@ -59,8 +59,7 @@ def build_trainer(
     trainer.data_collator = batches.WatchedCollator(batches.collator_for(tokenizer, trainer.grouped, args.device.type), known)
     trainer.forecast, trainer.tokens = forecast, tokens
     if config.fast_path != "off":
-        trainer.fast = fast.make_fast(trainer, recompute="mlp" if config.fast_path == "lean" else "auto")
-        print(f"fast path {'on' if trainer.fast.applied else 'off'}: {trainer.fast.reason}")
+        _take_fast_path(trainer, config)
     if on_log is None:
         _notebook_progress(trainer)
     return trainer
@@ -70,6 +69,12 @@ def _check(tokens: dict[str, Any], args: Any, config: Config) -> set[bytes]:
     if args.max_length != config.max_seq_length:
         raise CheckFailed(f"the trainer would use max_length={args.max_length}, not max_seq_length={config.max_seq_length}")
     return batches.check_rows(tokens.get("train"), config)
+
+
+def _take_fast_path(trainer: Any, config: Config) -> None:
+    """Says whether it is on and why: a path that silently is not there would be taken for a slow machine."""
+    trainer.fast = fast.make_fast(trainer, recompute="mlp" if config.fast_path == "lean" else "auto")
+    print(f"fast path {'on' if trainer.fast.applied else 'off'}: {trainer.fast.reason}")
 
 
 def _notebook_progress(trainer: Any) -> None:
