@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -86,11 +87,22 @@ def test_without_the_lock_the_installed_versions_are_pinned(tmp_path):
     assert all("+" not in line for line in direct)
 
 
-@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
 @pytest.mark.slow
-def test_the_header_resolves_for_the_jobs_image(made):
+def test_the_header_resolves_for_the_jobs_image(made, need):
+    need(importlib.util.find_spec("uv"), "uv is not installed")
     script = write_job(*made).folder / "train_job.py"
-    words = ["uv", "pip", "compile", "--no-python-downloads", "--python-version", "3.12", "--python-platform", "x86_64-unknown-linux-gnu"]
+    words = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "--no-python-downloads",
+        "--python-version",
+        "3.12",
+        "--python-platform",
+        "x86_64-unknown-linux-gnu",
+    ]
     done = subprocess.run([*words, str(script)], capture_output=True, text=True, check=True)
     assert "torch==2.13" in done.stdout
 

@@ -82,7 +82,7 @@ def test_a_changed_label_in_a_batch_fails_the_audit(make, trainer_for, tokens):
 
 
 def test_the_settings_that_differ_between_versions_are_all_stated(make):
-    from conftest import CPU, FLOAT32
+    from training_rows import CPU, FLOAT32
 
     run, config = make(gradient_checkpointing=True, max_seq_length=16)
     args = training.sft_config(config, run, CPU, FLOAT32)
@@ -156,7 +156,7 @@ def test_no_rows_name_the_notebook(make, trainer_for, tokens):
 
 
 def test_a_model_that_is_not_there(make):
-    from conftest import CPU, FLOAT32
+    from training_rows import CPU, FLOAT32
 
     _, config = make(model_id="/no/such/folder")
     with pytest.raises(InputError, match="cannot be loaded"):
