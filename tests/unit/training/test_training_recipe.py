@@ -133,7 +133,7 @@ def test_a_loss_that_does_not_fall_fails_the_audit(make, train, tokens):
 
 
 def test_rows_without_a_label_are_refused_before_the_start(make, trainer_for):
-    from conftest import dataset, rows
+    from training_rows import dataset, rows
 
     made = rows(4)
     made[2]["labels"] = [-100] * len(made[2]["labels"])
