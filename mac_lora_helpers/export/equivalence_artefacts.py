@@ -117,7 +117,7 @@ def _merged(reference: Reference, folder: Path, cast: str, vocabulary: Vocabular
 
 
 def _ggufs(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary, expected: Expected) -> Iterator[Candidate]:
-    missing = "" if llama_cpp.available() else "llama.cpp is not installed (pip install xllamacpp)"
+    missing = llama_cpp.missing()
     for path in sorted(folder.glob("*.gguf"), key=lambda path: -path.stat().st_size):
         try:
             content = GgufContent(path, reference.settings)

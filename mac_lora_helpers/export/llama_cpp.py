@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import secrets
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -45,6 +46,22 @@ _SMALL = 100_000_000
 def available() -> bool:
     """Whether llama.cpp can be imported here."""
     return importlib.util.find_spec("xllamacpp") is not None
+
+
+def missing() -> str:
+    """Why llama.cpp cannot be asked for ids and log-probabilities here, or empty."""
+    if not available():
+        return "llama.cpp is not installed (pip install xllamacpp)"
+    return "" if _loopback() else "llama.cpp is asked over 127.0.0.1, and this machine's loopback is down"
+
+
+def _loopback() -> bool:
+    """Whether this machine reaches itself; in a network namespace of its own it may not."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname(), timeout=2):
+            return True
+    except OSError:
+        return False
 
 
 class LlamaCpp:

@@ -382,3 +382,12 @@ def test_an_engine_may_end_at_its_own_token_if_it_is_the_best_one():
     found = compare([answer], [best], [2], 0.01, own_ends={9})
     assert (found.within(0.01), found.early, found.agreement) == (True, 1, 1.0)
     assert not compare([answer], [Verdict([5, 7], [-0.1, -0.1], [-0.1, -0.2])], [2], 0.01, own_ends={9}).within(0.01)
+
+
+def test_without_loopback_llama_cpp_is_not_checked_and_says_why(monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError(101, "Network is unreachable")
+
+    assert llama_cpp.missing() == ""
+    monkeypatch.setattr(llama_cpp.socket, "create_connection", unreachable)
+    assert "loopback is down" in llama_cpp.missing()
