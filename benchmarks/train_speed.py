@@ -93,7 +93,13 @@ def make_trainer(options: argparse.Namespace, case: str, dtype: str, steps: int,
     from mac_lora_helpers.environment import Choice
 
     values = {"preset": "local", "max_seq_length": options.length, "max_steps": steps, "gradient_accumulation_steps": 1}
-    values |= {"lora_dropout": 0.05 if case == "recipe" else 0, "out_dir": folder, "logging_steps": 1, "save_steps": 10_000_000}
+    values |= {
+        "fast_path": "off",
+        "lora_dropout": 0.05 if case == "recipe" else 0,
+        "out_dir": folder,
+        "logging_steps": 1,
+        "save_steps": 10_000_000,
+    }
     config = resolve({**values, "gradient_checkpointing": True, "dtype": dtype}, env={})
     run = RunDir(folder)
     run.write_json("manifest", {"fingerprint": "random rows"})

@@ -34,7 +34,14 @@ def build(make, trainer_for, trained_rows):
     """``build(name, **parameters) -> (run, trainer)`` on the plain path, dropout 0 unless told otherwise."""
 
     def trainer(name="plain", tokens=None, **parameters):
-        values = {"max_steps": 5, "lora_dropout": 0, "logging_steps": 1, "save_steps": 1000, "per_device_train_batch_size": 2}
+        values = {
+            "fast_path": "off",
+            "max_steps": 5,
+            "lora_dropout": 0,
+            "logging_steps": 1,
+            "save_steps": 1000,
+            "per_device_train_batch_size": 2,
+        }
         run, config = make(folder=name, **{**values, **parameters})
         return run, trainer_for(run, config, tokens or trained_rows)
 
@@ -47,6 +54,7 @@ def both(build):
 
     def logs(recompute="auto", **parameters):
         run, trainer = build("plain", **parameters)
+        assert "_fast_path" not in trainer.model.get_base_model().__dict__, "nothing would be compared"
         trainer.train()
         fast_run, fast_trainer = build("fast", **parameters)
         report = fast.make_fast(fast_trainer, recompute=recompute)

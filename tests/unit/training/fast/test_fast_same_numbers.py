@@ -151,7 +151,9 @@ def test_resuming_gives_the_adapter_of_an_undisturbed_training(build):
 def test_a_bfloat16_base_trains_float32_adapters(build, trainer_for, make, trained_rows):
     from types import SimpleNamespace
 
-    run, config = make(folder="half", lora_dropout=0, max_steps=20, dtype="bfloat16", learning_rate=2e-3, logging_steps=1, lora_r=16)
+    run, config = make(
+        folder="half", fast_path="off", lora_dropout=0, max_steps=20, dtype="bfloat16", learning_rate=2e-3, logging_steps=1, lora_r=16
+    )
     trainer = trainer_for(run, config, trained_rows, dtype=SimpleNamespace(name="bfloat16", reason="test"))
     report = fast.make_fast(trainer)
     assert report.applied, report.reason
