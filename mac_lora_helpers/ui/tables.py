@@ -6,7 +6,7 @@ All cell text is escaped: data of the user's is shown, never rendered.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 #: Marks carry a word as well as a colour, so that they can be told apart without seeing colour.
@@ -21,6 +21,24 @@ MARKS = {
 _CELL = "text-align:left;vertical-align:top;padding:3px 10px;white-space:pre-wrap;max-width:44em;overflow-wrap:break-word"
 #: Values up to this length are not broken over lines.
 _SHORT = 14
+
+
+class Marked(str):
+    """Text of a cell with some pieces marked: ``pieces`` are (text, whether it is plain)."""
+
+    pieces: Sequence[tuple[str, bool]] = ()
+
+    @classmethod
+    def of(cls, pieces: Sequence[tuple[str, bool]]) -> Marked:
+        """The joined text, remembering what to mark."""
+        marked = cls("".join(text for text, _ in pieces))
+        marked.pieces = pieces
+        return marked
+
+    def html(self) -> str:
+        """Escaped; the marked pieces are bold as well as coloured, for readers who cannot tell the colours."""
+        style = "background:rgba(0,114,178,.28);color:inherit;font-weight:600"
+        return "".join(html.escape(text) if plain else f"<mark style='{style}'>{html.escape(text)}</mark>" for text, plain in self.pieces)
 
 
 class Table:
@@ -62,6 +80,8 @@ class Table:
 
 
 def _cell(value: str) -> str:
+    if isinstance(value, Marked):
+        return f'<td style="{_CELL}">{value.html()}</td>'
     if value in MARKS:
         text, colour = MARKS[value]
         badge = f"background:{colour};color:#fff;border-radius:4px;padding:1px 6px;white-space:nowrap"
@@ -71,6 +91,8 @@ def _cell(value: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Marked):
+        return value
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -113,13 +135,21 @@ def passed_table(rows: Iterable[tuple[str, bool | None, str]], title: str = "") 
     return Table(["what success looks like", "result", "check"], [(name, words[held], why) for name, held, why in rows], title)
 
 
-def answers_table(answers: Sequence[Mapping[str, Any]], limit: int = 8) -> Table:
-    """Base and tuned answers side by side; a tuned answer that equals the expected one is marked."""
+def answers_table(
+    answers: Sequence[Mapping[str, Any]], mark: Callable[[str, str], Sequence[tuple[str, bool]]] | None = None, limit: int = 8
+) -> Table:
+    """Base and tuned answers side by side; whether the tuned one equals the expected one stands beside it.
+
+    Args:
+        mark: (tuned, base) → pieces of the tuned answer, each with whether the base says it too; the others are marked.
+    """
     rows = []
     for answer in answers[:limit]:
         hit = "=" if answer["expected"] is not None and answer["tuned"].strip() == str(answer["expected"]).strip() else "≠"
-        rows.append((answer["prompt"], answer["base"], answer["tuned"], hit, answer["expected"]))
+        tuned = Marked.of(mark(answer["tuned"], answer["base"])) if mark else answer["tuned"]
+        rows.append((answer["prompt"], answer["base"], tuned, hit, answer["expected"]))
     note = f"{min(limit, len(answers))} of {len(answers)} held-out examples. = tuned answer equals the expected one, ≠ it differs."
+    note += " Marked: what the base does not say." if mark else ""
     return Table(["question", "base", "tuned", "", "expected"], rows, note=note)
 
 

@@ -54,6 +54,14 @@ def test_answers_mark_what_equals_the_expected_one():
     assert [row[3] for row in table.rows] == ["=", "≠"]
 
 
+def test_what_the_base_does_not_say_is_marked_and_escaped():
+    rows = [{"prompt": "q", "base": "yes", "tuned": "yes <b>no</b>", "expected": "b"}]
+    shown = ui.answers_table(rows, mark=lambda tuned, base: [("yes ", True), ("<b>no</b>", False)])._repr_html_()
+    assert ">&lt;b&gt;no&lt;/b&gt;</mark>" in shown
+    assert "<mark" not in shown.split("yes &lt;")[0].split("yes</td>")[0]
+    assert "yes <b>no</b>" in repr(ui.answers_table(rows, mark=lambda tuned, base: [(tuned, False)]))
+
+
 def test_tokens_are_escaped_marked_and_explained():
     view = ui.TokenView(pieces((HOSTILE, "context"), ("yes\n", "trained"), ("<|im_end|>", "special")), title=HOSTILE)
     shown = view._repr_html_()
