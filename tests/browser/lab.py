@@ -122,6 +122,7 @@ def screenshot(page: Any, file: Path, width: int = 1200) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     inner = page.evaluate(f"() => Math.max(...[...document.querySelectorAll('{PANEL} *')].map(item => item.scrollHeight))")
     page.set_viewport_size({"width": width, "height": min(16_000, inner + 160)})
+    page.evaluate(f"() => document.querySelectorAll('{PANEL} *').forEach(item => {{ item.scrollTop = 0; }})")
     page.wait_for_timeout(500)
     file.parent.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=file)
