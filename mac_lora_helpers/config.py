@@ -99,9 +99,19 @@ class Config(BaseModel):
     )
     on_bad_rows: Literal["stop", "skip"] = _param("stop", "a row that cannot be used: stop, or skip it and keep the reason", "Data", "data")
     on_long: Literal["cut", "split", "drop"] = _param(
-        "cut", "a conversation that is too long: cut its end, split it at a turn boundary, or drop it", "Data", "data"
+        "cut",
+        "a row that is too long. cut: end it after the last whole answer that fits, or inside the first; split: at turns; drop: leave it out",
+        "Data",
+        "data",
     )
-    max_damaged_share: Number = _param(0.5, "stop when a larger share of the rows would lose part of an answer", "Data", "data", ge=0, le=1)
+    max_damaged_share: Number = _param(
+        0.5,
+        "stop when in a larger share of the rows not even the first answer fits whole: it would be cut, or the row left out",
+        "Data",
+        "data",
+        ge=0,
+        le=1,
+    )
     valid_share: Number = _param(0.05, "share of the rows kept for the loss during training", "Data", "data", ge=0, lt=0.5)
     test_share: Number = _param(0.1, "share of the rows kept for the evaluation", "Data", "data", gt=0, lt=0.9)
 
