@@ -7,6 +7,7 @@ that are whole or not there, the log and the audit. Importing this package loads
 from mac_lora_helpers.training.audit import finish
 from mac_lora_helpers.training.build import build_trainer
 from mac_lora_helpers.training.estimate import estimate
+from mac_lora_helpers.training.fit import Fit, fit
 from mac_lora_helpers.training.forecast import MemoryForecast, predict_memory
 from mac_lora_helpers.training.recipe import load_model, lora_config, place, sft_config
 from mac_lora_helpers.training.resume import last_checkpoint
@@ -14,12 +15,14 @@ from mac_lora_helpers.training.saving import save_adapter
 from mac_lora_helpers.training.targets import candidates, find_targets
 
 __all__ = [
+    "Fit",
     "MemoryForecast",
     "build_trainer",
     "candidates",
     "estimate",
     "find_targets",
     "finish",
+    "fit",
     "last_checkpoint",
     "load_model",
     "lora_config",
