@@ -23,14 +23,14 @@ _HOMES = {
     "mlx_to_peft": "mlx_adapter",
     "check_equivalence": "equivalence",
     "EquivalenceReport": "equivalence",
-    "write_card": "card",
-    "plan_push": "push_plan",
-    "PushPlan": "push_plan",
-    "push": "push_send",
-    "HubError": "push_errors",
-    "write_job": "job",
-    "check_parity": "job_parity",
-    "ParityReport": "job_parity",
+    "write_card": "card.write",
+    "plan_push": "hub.plan",
+    "PushPlan": "hub.plan",
+    "push": "hub.send",
+    "HubError": "hub.errors",
+    "write_job": "job.write",
+    "check_parity": "job.parity",
+    "ParityReport": "job.parity",
 }
 
 __all__ = sorted(_HOMES)

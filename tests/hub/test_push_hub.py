@@ -228,7 +228,7 @@ def test_a_dry_run_goes_on_without_a_network(made, hub, monkeypatch):
 def test_a_hub_that_never_answers_does_not_hang_a_dry_run(made, hub, monkeypatch):
     import threading
 
-    from mac_lora_helpers.export import push_plan
+    from mac_lora_helpers.export.hub import plan as push_plan
 
     run, config = made
     config.push = False

@@ -20,8 +20,10 @@ from mac_lora_helpers import data
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.export import job_payload, job_pins, write_job
-from mac_lora_helpers.export.job_flavor import choose_flavor
+from mac_lora_helpers.export import write_job
+from mac_lora_helpers.export.job import payload as job_payload
+from mac_lora_helpers.export.job import pins as job_pins
+from mac_lora_helpers.export.job.flavor import choose_flavor
 
 TOKEN = "hf_" + "aBcDeFgHiJ" * 3 + "kLmN"
 

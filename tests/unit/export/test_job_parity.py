@@ -13,7 +13,7 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
 from mac_lora_helpers.export import check_parity, write_job
-from mac_lora_helpers.export.job_parity import ParityReport, compare
+from mac_lora_helpers.export.job.parity import ParityReport, compare
 
 TRACE = {
     "fingerprint": "f" * 64,

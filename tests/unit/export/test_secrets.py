@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from mac_lora_helpers.export import secrets
+from mac_lora_helpers.export.hub import secrets
 
 B64 = "Ab3dEf9hIj" * 5
 PLANTED = {

@@ -9,9 +9,9 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.export.card import NOBODY, kinds_of, repo_name, write_card
-from mac_lora_helpers.export.push_errors import HubError, call, no_login, within
-from mac_lora_helpers.export.push_files import Upload, collect
+from mac_lora_helpers.export.card.write import NOBODY, kinds_of, repo_name, write_card
+from mac_lora_helpers.export.hub.errors import HubError, call, no_login, within
+from mac_lora_helpers.export.hub.files import Upload, collect
 
 #: Seconds that a question to the Hub may take.
 PATIENCE = 20.0

@@ -19,8 +19,8 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
-from mac_lora_helpers.export import job_script
-from mac_lora_helpers.export.job import SCRIPT
+from mac_lora_helpers.export.job import script as job_script
+from mac_lora_helpers.export.job.write import SCRIPT
 
 #: Largest difference of a step's loss, in nats per token.
 TOLERANCE = 1e-5

@@ -11,9 +11,9 @@ from pathlib import Path
 from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import EMBEDDED, EMBEDDED_DIR, Config
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.export import secrets
+from mac_lora_helpers.export.hub import secrets
 
-PACKAGE = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[2]
 #: Rooms that the job does not use.
 _AT_HOME = ("ui", "suite")
 #: Local models and data up to this size travel with the job; larger ones belong on the Hub.

@@ -11,9 +11,9 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import EMBEDDED, Config
-from mac_lora_helpers.export import secrets
-from mac_lora_helpers.export.card import adapter_folder
-from mac_lora_helpers.export.card_usage import Base
+from mac_lora_helpers.export.card.usage import Base
+from mac_lora_helpers.export.card.write import adapter_folder
+from mac_lora_helpers.export.hub import secrets
 
 CARD = "README.md"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".mar", ".npy", ".npz")

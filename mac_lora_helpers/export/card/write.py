@@ -16,9 +16,9 @@ from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir, portable
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export import card_rows
-from mac_lora_helpers.export.card_template import CARD
-from mac_lora_helpers.export.card_usage import Base, uses
+from mac_lora_helpers.export.card import rows as card_rows
+from mac_lora_helpers.export.card.template import CARD
+from mac_lora_helpers.export.card.usage import Base, uses
 
 #: What ``push_artifacts`` may name.
 KINDS = ("adapter", "merged", "gguf", "mlx")

@@ -23,7 +23,7 @@ DIRECT = (
     "psutil",
     "packaging",
 )
-LOCK = Path(__file__).parents[2] / "constraints.txt"
+LOCK = Path(__file__).parents[3] / "constraints.txt"
 
 
 def pins(lock: Path = LOCK) -> tuple[list[str], list[str]]:

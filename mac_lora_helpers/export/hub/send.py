@@ -7,8 +7,8 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.export.push_errors import HubError, call
-from mac_lora_helpers.export.push_plan import PushPlan
+from mac_lora_helpers.export.hub.errors import HubError, call
+from mac_lora_helpers.export.hub.plan import PushPlan
 
 #: Called with (files done, files in all, path) after every file.
 Progress = Callable[[int, int, str], None]

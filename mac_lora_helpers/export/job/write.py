@@ -18,11 +18,11 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export import job_script
-from mac_lora_helpers.export.card import repo_name
-from mac_lora_helpers.export.job_flavor import choose_flavor
-from mac_lora_helpers.export.job_payload import inputs_of, package_zip, sha256, zip_of
-from mac_lora_helpers.export.job_pins import pins
+from mac_lora_helpers.export.card.write import repo_name
+from mac_lora_helpers.export.job import script as job_script
+from mac_lora_helpers.export.job.flavor import choose_flavor
+from mac_lora_helpers.export.job.payload import inputs_of, package_zip, sha256, zip_of
+from mac_lora_helpers.export.job.pins import pins
 
 #: Python versions that the pins are made for; the job image has 3.12.
 PYTHON = ">=3.11,<3.14"
@@ -155,13 +155,13 @@ def _travels(inputs: list[dict[str, Any]]) -> str:
 
 
 def script_text(job: Mapping[str, Any], package: bytes) -> str:
-    """The script: a PEP 723 header, then ``job_script.py`` with the job and the package's source filled in."""
+    """The script: a PEP 723 header, then ``script.py`` with the job and the package's source filled in."""
     source = Path(job_script.__file__).read_text(encoding="utf-8")
     text = json.dumps(job, indent=1, ensure_ascii=True).replace("'", "\\u0027")
     payload = "\n".join(textwrap.wrap(base64.b64encode(package).decode(), 140))
     for line, filled in (('JOB_JSON = "{}"', f"JOB_JSON = r'''{text}'''"), ('PAYLOAD = ""', f'PAYLOAD = """\n{payload}\n"""')):
         if source.count(f"\n{line}\n") != 1:
-            raise AssertionError(f"job_script.py has no line {line}")
+            raise AssertionError(f"script.py has no line {line}")
         source = source.replace(f"\n{line}\n", f"\n{filled}\n")
     return f"{header()}\n{source}"
 

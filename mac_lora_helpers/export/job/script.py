@@ -123,7 +123,7 @@ def _require_gpu() -> None:
 
 def _require_access(config: Any) -> None:
     """Before hours of training: may this token write where the result has to go?"""
-    from mac_lora_helpers.export.push_plan import check_access
+    from mac_lora_helpers.export.hub.plan import check_access
 
     who = check_access(config)
     print(f"the result will go to {who.repo_id} ({'private' if config.private else 'public'})", flush=True)
