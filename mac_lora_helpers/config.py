@@ -100,7 +100,7 @@ class Config(BaseModel):
     on_bad_rows: Literal["stop", "skip"] = _param("stop", "a row that cannot be used: stop, or skip it and keep the reason", "Data", "data")
     on_long: Literal["cut", "split", "drop"] = _param(
         "cut",
-        "a row that is too long. cut: end it after the last whole answer that fits, or inside the first; split: at turns; drop: leave it out",
+        "a row that is too long. cut: end it after the last whole answer that fits, or inside the first; split: at turns; drop: leave out",
         "Data",
         "data",
     )
