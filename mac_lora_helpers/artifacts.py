@@ -7,6 +7,8 @@ the target and are renamed into place, so a killed stage leaves its old artefact
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import re
@@ -16,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.errors import InputError, MissingArtifact
+from mac_lora_helpers import artifacts_lock
+from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact, UserError
 
 NOTEBOOKS = (
     "01_environment_check",
@@ -58,6 +61,20 @@ ARTIFACTS: dict[str, tuple[str, int]] = {
     "run": ("run.json", 0),
 }
 
+#: What the system says when a folder cannot be used → in the user's terms.
+_REFUSALS = {
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "this user may not use it",
+    errno.EPERM: "this user may not use it",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.EISDIR: "a folder stands where a file is needed",
+    errno.ENOTEMPTY: "a folder stands where a file is needed",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "a link that leads back to itself",
+    errno.EIO: "the disk reports an error",
+}
+
 _TOKEN = re.compile(r"\b(hf|sk|ghp|gho|github_pat|xox[abp])_[A-Za-z0-9_]{16,}")
 
 
@@ -82,38 +99,99 @@ def _portable_tree(value: Any) -> Any:
     return value
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full; PyTorch, safetensors and Arrow wrap the system's error in their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    told = str(error).lower()
+    return any(word in told for word in ("no space left", "disk quota", "file write failed", "os error 28", "failed writing file"))
+
+
+def refusal(error: OSError, path: Path, verb: str = "written") -> UserError:
+    """What the system's refusal means, in the user's terms."""
+    where = portable(str(path))
+    if is_disk_full(error):
+        return CheckFailed(
+            f"{path.name} cannot be {verb}: the disk is full", where=where, fix="make room and run again; what was finished before is kept"
+        )
+    reason = _REFUSALS.get(error.errno or 0) or error.strerror or type(error).__name__
+    return InputError(f"{path.name} cannot be {verb}: {reason}", where=where, fix="mend that, or choose another out_dir")
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """The file system's refusals as readable errors."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error, path) from None
+
+
+@contextlib.contextmanager
+def _filling(path: Path) -> Iterator[None]:
+    """A full disk while an artefact is filled, whoever writes; other errors of the block are its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            raise refusal(OSError(errno.ENOSPC, ""), path) from None
+        raise
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; renames it to ``path`` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    """Yields a temporary path in the same folder; renames it to ``path`` if the block succeeds.
+
+    Raises:
+        InputError: the folder cannot be written. CheckFailed: the disk is full.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with _filling(path):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        with _disk_errors(path):
+            temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder; puts it in the place of ``path`` if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    """Yields an empty temporary folder; puts it in the place of ``path`` if the block succeeds.
+
+    Raises:
+        InputError: the folder cannot be written. CheckFailed: the disk is full.
+    """
+    with _disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     old = temporary.with_name(temporary.name + ".old")
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
+        with _filling(path):
+            yield temporary
+        with _disk_errors(path):
+            temporary.chmod(0o755)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
     finally:
+        if old.exists() and not path.exists():  # the second rename failed: the old one goes back
+            os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _half_files(path: Path) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}")) if path.suffix else []
 
 
 class RunDir:
@@ -130,9 +208,10 @@ class RunDir:
         self.root = Path(root).expanduser().absolute()
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            reason = _REFUSALS.get(getattr(error, "errno", 0)) or getattr(error, "strerror", "") or str(error)
             raise InputError(
-                f"the run directory cannot be made: {error.strerror}", where=portable(str(self.root)), fix="choose another out_dir"
+                f"the run directory cannot be made: {reason}", where=portable(str(self.root))[:200], fix="choose another out_dir"
             ) from None
 
     def __repr__(self) -> str:
@@ -141,12 +220,49 @@ class RunDir:
     def path(self, name: str) -> Path:
         """Where an artefact lies; its folder exists afterwards."""
         target = self.root / ARTIFACTS[name][0]
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with _disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
     def has(self, name: str) -> bool:
         """Whether the artefact is there."""
-        return (self.root / ARTIFACTS[name][0]).exists()
+        return os.path.exists(self.root / ARTIFACTS[name][0])
+
+    def writing(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        """A context manager: this process alone writes to the run directory inside. Every ``write_…`` takes it by itself;
+        a stage takes it around writes that belong together.
+
+        Raises:
+            RunDirBusy: another process writes.
+        """
+        return self._locked(artifacts_lock.writing, doing)
+
+    def running(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        """A context manager: the run directory is this run's and its kernels' inside; half-written leftovers are cleared away.
+
+        Raises:
+            RunDirBusy: another run or a notebook works in it.
+        """
+        return self._locked(artifacts_lock.running, doing)
+
+    @contextlib.contextmanager
+    def _locked(self, lock: Any, doing: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            with _disk_errors(self.root):
+                stack.enter_context(lock(self.root, doing))
+            if lock is artifacts_lock.running:
+                self._clear_leftovers()
+            yield
+
+    def _clear_leftovers(self) -> None:
+        """What a killed process left under temporary names; an artefact that was being replaced goes back to its place."""
+        executed = [self.root / ARTIFACTS["executed"][0] / f"{name}.ipynb" for name in NOTEBOOKS]
+        for path in {*(self.root / relative for relative, _ in ARTIFACTS.values()), *executed}:
+            for left in path.parent.glob(f".{glob.escape(path.name)}.????????.old"):
+                if not path.exists():
+                    os.replace(left, path)
+            for left in [*path.parent.glob(f".{glob.escape(path.name)}.????????*"), *_half_files(path)]:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def need(self, name: str) -> Path:
         """Path of an artefact that must be there.
@@ -155,7 +271,7 @@ class RunDir:
             MissingArtifact: it is not; the message names the notebook that makes it.
         """
         relative, number = ARTIFACTS[name]
-        if not (self.root / relative).exists():
+        if not os.path.exists(self.root / relative):
             maker = NOTEBOOKS[number - 1] + ".ipynb"
             raise MissingArtifact(f"{relative} is missing", where=portable(str(self.root)), fix=f"run {maker} first (the same out_dir)")
         return self.root / relative
@@ -180,14 +296,14 @@ class RunDir:
 
     def write_lines(self, name: str, rows: Iterable[Any]) -> Path:
         """Writes JSON Lines; the rows are the user's data and stay as they are."""
-        with atomic_file(self.path(name)) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        with self.writing(name), atomic_file(self.path(name)) as temporary, temporary.open("w", encoding="utf-8") as stream:
             for row in rows:
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         return self.path(name)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes a text artefact, whole or not at all."""
-        with atomic_file(self.path(name)) as temporary:
+        with self.writing(name), atomic_file(self.path(name)) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return self.path(name)
 
@@ -198,7 +314,7 @@ class RunDir:
             MissingArtifact: not there. InputError: a line is damaged.
         """
         path, rows = self.need(name), []
-        with path.open("rb") as stream:
+        with self._opened(path) as stream:
             for number, line in enumerate(stream, start=1):
                 try:
                     rows += [json.loads(line)] if line.strip() else []
@@ -208,15 +324,25 @@ class RunDir:
                     raise InputError(f"{path.name} cannot be read: {error}", where=place, fix=f"run {maker}.ipynb again") from None
         return rows
 
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[Any]:
+        try:
+            with path.open("rb") as stream:
+                yield stream
+        except OSError as error:
+            raise refusal(error, path, "read") from None
+
     def save_figure(self, name: str, figure: Any) -> Path:
         """Saves a matplotlib figure at 1200 px width or more."""
-        with atomic_file(self.path(name)) as temporary:
+        with self.writing(name), atomic_file(self.path(name)) as temporary:
             figure.savefig(temporary, dpi=max(150, 1200 / figure.get_figwidth()))
         return self.path(name)
 
-    def folder(self, name: str) -> contextlib.AbstractContextManager[Path]:
+    @contextlib.contextmanager
+    def folder(self, name: str) -> Iterator[Path]:
         """A context manager: fill the folder it yields, and it takes the artefact's place at the end."""
-        return atomic_folder(self.path(name))
+        with self.writing(name), atomic_folder(self.path(name)) as temporary:
+            yield temporary
 
     def config(self, name: str) -> dict[str, Any]:
         """The config that a stage saved with ``write_json`` under the key ``config``, or the whole file."""

@@ -25,7 +25,15 @@ def save(run: RunDir, source: Source, found: Found, splits: Splits, encoded: Enc
 
     Returns:
         The manifest, as read back from disk.
+
+    Raises:
+        RunDirBusy: another process writes to the run directory.
     """
+    with run.writing("formatting data"):
+        return _save(run, source, found, splits, encoded, config)
+
+
+def _save(run: RunDir, source: Source, found: Found, splits: Splits, encoded: Encoded, config: Config) -> dict[str, Any]:
     run.path("manifest").unlink(missing_ok=True)  # while the parts change there is no whole
     for name in NAMES:
         _write_lines(run, name, splits[name].lines())

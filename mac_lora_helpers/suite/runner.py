@@ -68,11 +68,17 @@ def run_suite(config: Config, explicit: Mapping[str, Any], names: Sequence[str],
 
     Raises:
         NotebookFailed: the first failure; later notebooks are not run.
+        RunDirBusy: another run or a notebook works in this run directory.
     """
-    run = RunDir(config.out_dir)
-    source = notebooks_folder()
-    record: dict[str, Any] = {"status": "running", "parameters": dict(explicit), "notebooks": []}
-    parameters = {**explicit, "out_dir": config.out_dir}
+    run, source = RunDir(config.out_dir), notebooks_folder()
+    with run.running("running the notebooks"):
+        return _run_notebooks(run, source, {**explicit, "out_dir": config.out_dir}, dict(explicit), names, progress)
+
+
+def _run_notebooks(
+    run: RunDir, source: Path, parameters: dict[str, Any], explicit: dict[str, Any], names: Sequence[str], progress: bool | None
+) -> dict[str, Any]:
+    record: dict[str, Any] = {"status": "running", "parameters": explicit, "notebooks": []}
     for name in names:
         entry = {"name": name, "status": "running", "seconds": 0.0}
         record["notebooks"].append(entry)

@@ -38,11 +38,12 @@ def save_adapter(trainer: Any, run: RunDir, config: Config) -> Path:
     Returns:
         The adapter's folder.
     """
-    (run.root / "train_config.json").unlink(missing_ok=True)  # never an old config beside a new adapter
-    with run.folder("adapter") as folder:
-        write_adapter(trainer.model, folder, config.model_id)
-        trainer.processing_class.save_pretrained(folder)
-    run.write_json("train_config", train_config(trainer, run, config))
+    with run.writing("saving the adapter"):
+        (run.root / "train_config.json").unlink(missing_ok=True)  # never an old config beside a new adapter
+        with run.folder("adapter") as folder:
+            write_adapter(trainer.model, folder, config.model_id)
+            trainer.processing_class.save_pretrained(folder)
+        run.write_json("train_config", train_config(trainer, run, config))
     return run.path("adapter")
 
 

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, UserError
 from mac_lora_helpers.training import guards, resume
@@ -185,8 +186,12 @@ class LoraTrainer(SFTTrainer):
 
         Raises:
             TrainingStopped: a guard stopped it, or memory ran out. TrainingInterrupted: Ctrl-C or SIGTERM.
-            CheckFailed: the disk is full.
+            CheckFailed: the disk is full. RunDirBusy: another process writes to the run directory.
         """
+        with RunDir(self.folder.parent).writing("training"):
+            return self._train(resume_from_checkpoint, **more)
+
+    def _train(self, resume_from_checkpoint: str | None, **more: Any) -> TrainOutput:
         sealed = self._begin(resume_from_checkpoint)
         try:
             with self._watching(), quiet():

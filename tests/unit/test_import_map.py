@@ -13,7 +13,8 @@ STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
-    "artifacts": {"errors"},
+    "artifacts": {"errors", "artifacts_lock"},
+    "artifacts_lock": {"errors", "artifacts"},
     "smoke": set(),
     "environment": GROUND | {"smoke"},
     "data": GROUND | {"smoke"},
