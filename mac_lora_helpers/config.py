@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.troubleshooting import answer_in_notebook
 
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
 EMBEDDED = "embedded"
@@ -122,6 +123,7 @@ class Config(BaseModel):
     lora_targets: Text = _param(
         "auto", "auto: the attention projections; all-linear; or module names, comma separated", "LoRA", "training", min_length=1
     )
+    lora_layers: Whole = _param(0, "adapters in this many top layers only; 0: in every layer", "LoRA", "training", ge=0, le=1000)
 
     # Training
     max_steps: Whole = _param(-1, "optimizer steps; 0 or less: train whole epochs", "Training", "training", le=10_000_000)
@@ -133,8 +135,8 @@ class Config(BaseModel):
         True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training"
     )
     fast_path: Literal["auto", "lean", "off"] = _param(
-        "off",
-        "off: TRL's own path. auto: the same numbers with less work, for models it knows; lean: less memory too, a little slower",
+        "auto",
+        "auto: TRL's numbers with less work, for models it knows. lean: less memory too, a little slower; off: TRL's own path",
         "Training",
         "training",
     )
@@ -174,6 +176,19 @@ class Config(BaseModel):
     push_artifacts: Text = _param("adapter", "what to send: adapter, merged, gguf, mlx; comma separated", "Export", "export", min_length=1)
     job_flavor: Text = _param("auto", "HF Jobs hardware; auto: by the model's size", "Export", "export", min_length=1)
     job_timeout: Text = _param("2h", "HF Jobs time limit, for example 90m or 2h", "Export", "export", pattern=r"^\d+(\.\d+)?[smhd]$")
+    job_overrides: Text = _param(
+        "",
+        "what the cloud run shall do differently, for example max_steps=-1, dataset_split=train_sft; listed as differences",
+        "Export",
+        "export",
+    )
+    check_parity: bool = _param(
+        False,
+        "run the cloud job's script here for ten steps beside this run, and compare batches, arguments and losses",
+        "Export",
+        "export",
+    )
+    submit_job: bool = _param(False, "start the cloud job; off: its command is shown. A job costs money", "Export", "export")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -304,8 +319,9 @@ def configure(namespace: Mapping[str, Any], env: Mapping[str, str] | None = None
 
     A value counts as set by the caller when papermill injected it or when it differs from what the
     ``parameters`` cell holds in the repository. Relative paths start at the project's folder, also
-    when Jupyter starts the kernel inside ``notebooks/``.
+    when Jupyter starts the kernel inside ``notebooks/``. Known failures of the cells below are answered from here on.
     """
+    answer_in_notebook()
     if Path("01_environment_check.ipynb").exists():
         os.chdir("..")
     stored = preset_values(Config.model_fields["preset"].default)
