@@ -57,6 +57,9 @@ ARTIFACTS: dict[str, tuple[str, int]] = {
     "card": ("export/README.md", 5),
     "equivalence": ("export/equivalence.json", 5),
     "push": ("export/push.json", 5),
+    "job_result": ("job_result.json", 5),
+    "job_log": ("job.log", 5),
+    "fetched": ("fetched.json", 5),
     "executed": ("notebooks", 0),
     "run": ("run.json", 0),
 }

@@ -173,7 +173,9 @@ class Config(BaseModel):
     push: bool = _param(False, "send to the Hub; off: a dry run that shows what would be sent", "Export", "export")
     repo_id: Text = _param("", "Hub repository, name or user/name", "Export", "export")
     private: bool = _param(True, "create the Hub repository as private", "Export", "export")
-    push_artifacts: Text = _param("adapter", "what to send: adapter, merged, gguf, mlx; comma separated", "Export", "export", min_length=1)
+    push_artifacts: Text = _param(
+        "adapter", "what to send: adapter, merged, gguf, mlx, run (its records); comma separated", "Export", "export", min_length=1
+    )
     job_flavor: Text = _param("auto", "HF Jobs hardware; auto: by the model's size", "Export", "export", min_length=1)
     job_timeout: Text = _param("2h", "HF Jobs time limit, for example 90m or 2h", "Export", "export", pattern=r"^\d+(\.\d+)?[smhd]$")
     job_overrides: Text = _param(

@@ -103,7 +103,7 @@ def uses(base: Base, artifacts: list[str], repo: str, *, chat: bool, prompt: str
     """
     ask = (ASK_CHAT if chat else ASK_TEXT).format(prompt=_literal(prompt), tokens=max_new_tokens)
     makers = {"adapter": _adapter, "merged": _merged, "gguf": _gguf, "mlx": _mlx}
-    return [makers[name](base, repo, "" if name == artifacts[0] else name, ask, prompt) for name in artifacts]
+    return [makers[name](base, repo, "" if name == artifacts[0] else name, ask, prompt) for name in artifacts if name in makers]
 
 
 def _adapter(base: Base, repo: str, folder: str, ask: str, prompt: str) -> dict[str, str]:

@@ -20,8 +20,8 @@ from mac_lora_helpers.export.card import rows as card_rows
 from mac_lora_helpers.export.card.template import CARD
 from mac_lora_helpers.export.card.usage import Base, uses
 
-#: What ``push_artifacts`` may name.
-KINDS = ("adapter", "merged", "gguf", "mlx")
+#: What ``push_artifacts`` may name; ``run`` is the run's own records and goes along with another kind only.
+KINDS = ("adapter", "merged", "gguf", "mlx", "run")
 #: Stands for the Hub user until a push knows who it is.
 NOBODY = "YOUR_USERNAME"
 #: Metadata that people add to the card by hand; it survives a second ``write_card``.
@@ -86,7 +86,7 @@ def kinds_of(config: Config) -> list[str]:
     """
     kinds = list(dict.fromkeys(part.strip().lower() for part in config.push_artifacts.split(",") if part.strip()))
     unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or not kinds:
+    if unknown or kinds[:1] in ([], ["run"]):
         raise InputError(
             f"push_artifacts cannot be {config.push_artifacts!r}", where="parameter push_artifacts", fix=f"choose from {', '.join(KINDS)}"
         )
@@ -157,7 +157,8 @@ def _card_data(found: Mapping[str, Any], base: Base, kinds: list[str], by_hand: 
     from huggingface_hub import ModelCardData
 
     dataset = _dataset_id(found)
-    tags = ["lora", "sft", "trl", "mac-lora-helpers", *([] if kinds == ["adapter"] else kinds)]
+    forms = [kind for kind in kinds if kind != "run"]
+    tags = ["lora", "sft", "trl", "mac-lora-helpers", *([] if forms == ["adapter"] else forms)]
     return ModelCardData(
         base_model=base.name if base.kind == "hub" else None,
         datasets=[dataset] if dataset else None,

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from mac_lora_helpers.errors import InputError, UserError
 
 T = TypeVar("T")
+#: HTTP status (0: no answer) → what happened, what to do.
+Sentences = dict[int, tuple[str, str]]
 
 #: Seconds between tries of a call that failed for a reason that passes.
 WAITS = (1.0, 3.0)
@@ -31,7 +33,7 @@ class HubError(UserError):
 
 
 #: HTTP status → (what happened, what to do). ``{repo}``, ``{namespace}`` and ``{said}`` are filled in.
-SENTENCES: dict[int, tuple[str, str]] = {
+SENTENCES: Sentences = {
     400: ("The Hub does not accept the content: {said}", "correct what it names, then run this step again"),
     401: (
         "The Hub does not accept this login.",
@@ -65,15 +67,26 @@ SENTENCES: dict[int, tuple[str, str]] = {
 }
 
 
-def call(repo: str, function: Callable[..., T], *arguments: Any, waits: tuple[float, ...] | None = None, **options: Any) -> T:
-    """Calls the Hub; tries again after a passing failure, and raises every other one as a :class:`HubError`."""
+def call(
+    repo: str,
+    function: Callable[..., T],
+    *arguments: Any,
+    waits: tuple[float, ...] | None = None,
+    sentences: Sentences = SENTENCES,
+    **options: Any,
+) -> T:
+    """Calls the Hub; tries again after a passing failure, and raises every other one as a :class:`HubError`.
+
+    Args:
+        repo: what the call is about, for the message. waits: seconds between tries. sentences: what each status means.
+    """
     for wait in [*(WAITS if waits is None else waits), None]:
         try:
             return function(*arguments, **options)
         except KeyboardInterrupt:
             raise
         except Exception as error:
-            known = translate(error, repo)
+            known = translate(error, repo, sentences)
             if known is None:
                 raise
             pause = _pause(error, known, wait)
@@ -107,7 +120,7 @@ def within(seconds: float, function: Callable[[], T], repo: str) -> T:
     return box["value"]
 
 
-def translate(error: BaseException, repo: str) -> UserError | None:
+def translate(error: BaseException, repo: str, sentences: Sentences = SENTENCES) -> UserError | None:
     """The error in the user's terms; None for what is no refusal of the Hub's (a bug, then)."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -122,9 +135,9 @@ def translate(error: BaseException, repo: str) -> UserError | None:
         if isinstance(link, OfflineModeIsEnabled):
             return HubError("The Hub is switched off by HF_HUB_OFFLINE.", where=repo, fix="unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE)")
         if isinstance(link, HfHubHTTPError) and link.response is not None:
-            return _refusal(link, repo)
+            return _refusal(link, repo, sentences)
         if isinstance(link, httpx2.TransportError):
-            return _sentence(0, repo, type(link).__name__)
+            return _sentence(0, repo, type(link).__name__, sentences=sentences)
     if isinstance(error, ValueError) and "metadata in README.md" in str(error):
         return _sentence(400, repo, str(error))
     return None
@@ -149,15 +162,17 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _refusal(error: Any, repo: str) -> HubError:
+def _refusal(error: Any, repo: str, sentences: Sentences) -> HubError:
     status, said = error.response.status_code, _said(error)
-    if status in (402, 507) or (status in (400, 403, 413) and _FULL.search(said)):
-        return _sentence(507, repo, said, status)
-    return _sentence(500 if status >= 500 else status, repo, said, status, _asked_wait(error))
+    full = status == 507 or (status == 402 and 402 not in sentences) or (status in (400, 403, 413) and _FULL.search(said))
+    kind = 507 if full else 400 if status == 422 else min(status, 500)
+    return _sentence(kind, repo, said, status, _asked_wait(error), sentences)
 
 
-def _sentence(kind: int, repo: str, said: str, status: int | None = None, wait: float | None = None) -> HubError:
-    what, fix = SENTENCES.get(
+def _sentence(
+    kind: int, repo: str, said: str, status: int | None = None, wait: float | None = None, sentences: Sentences = SENTENCES
+) -> HubError:
+    what, fix = sentences.get(
         kind, ("The Hub refused with status {status}: {said}", "run this step again, or look at https://status.huggingface.co")
     )
     values = {

@@ -16,6 +16,15 @@ from mac_lora_helpers.export.card.write import adapter_folder
 from mac_lora_helpers.export.hub import secrets
 
 CARD = "README.md"
+#: Records of a run that the kind ``run`` sends: path in the repository → artefact.
+RECORDS = {
+    "run/train_config.json": "train_config",
+    "run/train_metrics.json": "train_metrics",
+    "run/train_log.jsonl": "train_log",
+    "run/manifest.json": "manifest",
+    "run/eval_metrics.json": "eval_metrics",
+    "run/job.json": "job_result",
+}
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".mar", ".npy", ".npz")
 _NEEDED = {
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
@@ -68,10 +77,18 @@ def collect(run: RunDir, config: Config, kinds: list[str]) -> Listing:
     listing = Listing()
     listing.uploads.append(Upload.of(CARD, run.need("card")))
     for kind in kinds:
+        if kind == "run":
+            _collect_records(listing, run)
+            continue
         folder = adapter_folder(run, config) if kind == "adapter" else run.need(kind)
         _collect_folder(listing, run, folder, kind, "" if kind == kinds[0] else f"{kind}/")
     _scan(listing, run)
     return listing
+
+
+def _collect_records(listing: Listing, run: RunDir) -> None:
+    run.need("train_config")
+    listing.uploads += [Upload.of(path, run.path(name)) for path, name in RECORDS.items() if run.has(name)]
 
 
 def _collect_folder(listing: Listing, run: RunDir, folder: Path, kind: str, prefix: str) -> None:
