@@ -5,7 +5,7 @@
         HfApi(endpoint=hub.url, token=token).create_repo("alice/model")
 
 It speaks what ``huggingface_hub`` 2.4 asks with Xet switched off (``HF_HUB_DISABLE_XET=1``): accounts, model
-repositories, LFS uploads, commits and downloads. ``hub.fail(...)`` makes chosen requests go wrong. It can run as
+repositories, LFS uploads, commits and downloads; and jobs, with the bucket (over Xet) that carries a job's script. ``hub.fail(...)`` makes chosen requests go wrong. It can run as
 a process of its own too: ``python -m hub.standin --user alice``.
 """
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from hub.jobs import JobRoutes, Jobs
 from hub.rules import blob_of, good_path, yaml_errors
 from hub.state import Refusal, Repo, State, User
 
@@ -65,6 +66,8 @@ class StandInHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.jobs = Jobs()
+        self.jobs.url = self.url
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> StandInHub:
@@ -75,6 +78,7 @@ class StandInHub:
         for fault in self.faults:
             if fault.hold:
                 fault.hold.set()
+        self.jobs.close()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join(5)
@@ -98,7 +102,7 @@ class StandInHub:
         return [request for request in self.requests if request.startswith("PUT /lfs/") or "/commit/" in request]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JobRoutes, BaseHTTPRequestHandler):
     """One connection. Routes are (method, pattern of the path, name of the method that answers)."""
 
     hub: StandInHub
@@ -148,13 +152,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             action, groups = self._route(method, path)
+            self.later: Callable[[], None] | None = None
             with self.hub.state.lock:
                 action(**groups)
+            if self.later is not None:  # a stream must not keep the others waiting
+                self.later()
         except Refusal as refusal:
             self._refuse(refusal)
 
     def _route(self, method: str, path: str) -> tuple[Callable[..., None], dict[str, str]]:
-        for verb, pattern, name in self.routes:
+        for verb, pattern, name in (*self.routes, *self.job_routes):
             match = re.fullmatch(pattern, path) if verb == method else None
             if match:
                 return getattr(self, name), {key: value for key, value in match.groupdict().items() if value is not None}
