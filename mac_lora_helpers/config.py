@@ -136,7 +136,7 @@ class Config(BaseModel):
     )
     fast_path: Literal["auto", "lean", "off"] = _param(
         "auto",
-        "auto: TRL's numbers with less work, for models it knows. lean: less memory too, a little slower; off: TRL's own path",
+        "auto: TRL's numbers with less work, for models it knows; lean: less memory too, slower; off: TRL's own path",
         "Training",
         "training",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
@@ -65,9 +66,17 @@ def _numbers(trainer: Any, result: Any) -> dict[str, Any]:
         "data_fingerprint": trainer.identity["data_fingerprint"],
         "config_hash": trainer.identity["config_hash"],
         "resumed_from_step": trainer.resumed_from or None,
-        "trainable_parameters": trainer.forecast.parameters["adapter"],
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "fast_path": _fast_path(trainer.fast),
         "versions": versions(),
     }
+
+
+def _fast_path(report: Any) -> dict[str, Any]:
+    """Whether the fast path was on, and why."""
+    if report is None:
+        return {"on": False, "reason": "fast_path=off"}
+    return {"on": report.applied, "reason": report.reason, "recomputed": report.plan.kind if report.plan else None}
 
 
 def _finite(value: float) -> float | None:
@@ -102,10 +111,12 @@ def _saved_tensors(run: RunDir) -> dict[str, Any]:
 
 
 def _all_b_nonzero(trainer: Any, tensors: dict[str, Any]) -> bool:
-    """Every adapted module has its ``lora_B`` in the file, and none of them is all zeros."""
+    """Every adapted module has its ``lora_B`` in the file, none of them is all zeros, and they stand in the layers asked for."""
     wanted = sum(1 for name, _ in trainer.model.named_parameters() if "lora_B.default" in name)
-    b = [tensor for name, tensor in tensors.items() if ".lora_B." in name]
-    return len(b) == wanted > 0 and all(bool(tensor.any()) for tensor in b)
+    b = {name: tensor for name, tensor in tensors.items() if ".lora_B." in name}
+    layers = trainer.model.peft_config["default"].layers_to_transform
+    where = {int(number) for name in b for number in re.findall(r"\.(\d+)\.", name)[:1]}
+    return len(b) == wanted > 0 and all(bool(tensor.any()) for tensor in b.values()) and (layers is None or where == set(layers))
 
 
 def _compare_logits(trainer: Any, run: RunDir) -> dict[str, bool]:

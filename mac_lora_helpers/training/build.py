@@ -57,7 +57,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
     trainer.data_collator = batches.WatchedCollator(batches.collator_for(tokenizer, trainer.grouped, args.device.type), known)
-    trainer.forecast, trainer.tokens = forecast, tokens
+    trainer.forecast, trainer.tokens, trainer.fast = forecast, tokens, None
     if config.fast_path != "off":
         _take_fast_path(trainer, config)
     if on_log is None:

@@ -13,7 +13,7 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.training import memory
-from mac_lora_helpers.training.targets import find_targets, linear_modules
+from mac_lora_helpers.training.targets import find_targets, linear_modules, top_layers
 
 #: Parameters below which a second CPU thread gains nothing.
 _TINY = 20_000_000
@@ -80,16 +80,17 @@ def settle_threads(parameters: int, device: str) -> None:
 
 
 def lora_config(config: Config, model: Any) -> Any:
-    """``peft.LoraConfig`` with targets that exist in this model.
+    """``peft.LoraConfig`` with targets that exist in this model, in every layer or in the ``lora_layers`` top ones.
 
     Raises:
-        InputError: ``lora_targets`` names a module that the model does not have.
+        InputError: ``lora_targets`` names a module that the model does not have, or ``lora_layers`` more layers than it has.
     """
     with memory.importing():
         from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
     targets = find_targets(model, config.lora_targets)
+    indices, pattern = top_layers(model, config.lora_layers, targets)
     conv1d = any(isinstance(module, Conv1D) for module in linear_modules(model).values())
     return LoraConfig(
         r=config.lora_r,
@@ -98,6 +99,8 @@ def lora_config(config: Config, model: Any) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
         target_modules=targets,
+        layers_to_transform=indices,
+        layers_pattern=pattern,
         fan_in_fan_out=conv1d,
     )
 

@@ -60,6 +60,7 @@ def train_config(trainer: Any, run: RunDir, config: Config) -> dict[str, Any]:
             "alpha": lora.lora_alpha,
             "dropout": lora.lora_dropout,
             "targets": sorted(lora.target_modules),
+            "layers": lora.layers_to_transform,
             "modules": sum(1 for name, _ in trainer.model.named_parameters() if "lora_B." in name),
             "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         },

@@ -64,6 +64,53 @@ def find_targets(model: Any, wanted: str = "auto") -> list[str]:
     return _named(model, [name.strip() for name in wanted.split(",") if name.strip()])
 
 
+def top_layers(model: Any, count: int, targets: list[str]) -> tuple[list[int] | None, str | None]:
+    """The decoder layers that get an adapter, as ``LoraConfig``'s ``layers_to_transform`` and ``layers_pattern``.
+
+    Args:
+        count: how many, from the top (mlx-lm's ``num_layers``); 0: every layer.
+        targets: from ``find_targets``.
+
+    Returns:
+        Indices from the lowest on and the name of the list that holds the layers; (None, None) for every layer.
+
+    Raises:
+        InputError: the model has fewer layers, or no target stands inside them.
+    """
+    if not count:
+        return None, None
+    path, layers = _layer_list(model)
+    if count > len(layers):
+        raise InputError(
+            f"lora_layers={count}, but this model ({model.config.model_type}) has {len(layers)} decoder layers",
+            where="parameter lora_layers",
+            fix=f"a number up to {len(layers)}, or 0 for all of them",
+        )
+    inside = [name.removeprefix(f"{path}.") for name in linear_modules(model) if name.startswith(f"{path}.")]
+    if not any(_carries(name, target) for name in inside for target in targets):
+        raise InputError(
+            f"none of {', '.join(targets)} stands in a decoder layer ({path})",
+            where="parameters lora_layers, lora_targets",
+            fix="set lora_layers=0, or name modules of the decoder layers",
+        )
+    return list(range(len(layers) - count, len(layers))), path.rsplit(".", 1)[-1]
+
+
+def _layer_list(model: Any) -> tuple[str, Any]:
+    """The longest ``ModuleList`` of the model and its name: the decoder layers."""
+    import torch
+
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    if not lists:
+        raise InputError("no list of decoder layers was found in this model", where="parameter lora_layers", fix="set lora_layers=0")
+    return max(lists.items(), key=lambda item: len(item[1]))
+
+
+def _carries(name: str, target: str) -> bool:
+    """Whether a target is the module's name or a dotted end of it."""
+    return name == target or name.endswith(f".{target}")
+
+
 def _auto(model: Any) -> list[str]:
     present = candidates(model)
     family = getattr(model.config, "model_type", "")
@@ -89,7 +136,7 @@ def _attention_linears(model: Any) -> list[str]:
 
 def _named(model: Any, names: list[str]) -> list[str]:
     full, present = linear_modules(model), candidates(model)
-    missing = [name for name in names if not any(item == name or item.endswith("." + name) for item in full)]
+    missing = [name for name in names if not any(_carries(item, name) for item in full)]
     if not names or missing:
         near = [match for name in missing for match in difflib.get_close_matches(name, present, 1)]
         hint = f"did you mean {', '.join(near)}? " if near else ""

@@ -13,7 +13,7 @@ import torch
 
 from mac_lora_helpers.training import memory
 from mac_lora_helpers.training.fast.head import FrozenHead, chunk_rows
-from mac_lora_helpers.training.fast.known import Parts, Unknown, require_known, take_apart
+from mac_lora_helpers.training.fast.known import Parts, Unknown, lowest_adapted, require_known, take_apart
 from mac_lora_helpers.training.fast.layer import Work, run_layer
 from mac_lora_helpers.training.fast.plan import Kept, Plan, choose_plan, kept
 
@@ -123,11 +123,13 @@ def _reason(trainer: Any, differences: dict[str, float]) -> str:
 
 
 def _parts(path: _FastPath) -> list[str]:
+    lowest = lowest_adapted(path.parts() or [])
+    below = f", nor to the {lowest} layers below the first adapter" if lowest else ""
     return [
         f"loss only where a label is, {path.chunk} rows of logits at a time, their gradient taken at once",
         "RMSNorm, LoRA and SwiGLU keep only what the backward pass needs",
         "the last layer's MLP only where a label follows",
-        "no gradient to the embeddings",
+        f"no gradient to the embeddings{below}",
         str(path.plan),
     ]
 
@@ -196,9 +198,10 @@ class _FastPath:
     def _layers(self, parts: list[Parts], rows: torch.Tensor | None) -> Iterator[None]:
         """The decoder layers run here for the time of a block; outside of it they are untouched."""
         layers = self.base.model.layers[: len(parts)]
-        last = len(parts) - 1
+        last, lowest = len(parts) - 1, lowest_adapted(parts)
         for index, layer in enumerate(layers):
-            work = Work(parts[index], index == 0, rows if index == last else None, self.plan.again(index))
+            chosen = rows if index == last else None
+            work = Work(parts[index], index <= lowest, chosen, self.plan.again(index - lowest), below=index < lowest)
             layer.forward = functools.partial(run_layer, layer, work)
         try:
             yield

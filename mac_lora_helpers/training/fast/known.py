@@ -32,6 +32,11 @@ class Parts:
     query_key: tuple[Norm, Norm] | None
     projections: dict[str, Projection]
 
+    @property
+    def adapted(self) -> bool:
+        """Whether any projection has an adapter."""
+        return any(part.a is not None for part in self.projections.values())
+
     def some(self, *names: str) -> list[Projection]:
         """Projections by name."""
         return [self.projections[name] for name in names]
@@ -101,6 +106,11 @@ def _require_trained(model: Any, base: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in expected:
             raise Unknown(f"{name} is trained, and it is no LoRA matrix of a decoder layer")
+
+
+def lowest_adapted(parts: list[Parts]) -> int:
+    """Index of the lowest layer with an adapter; below it nothing is trained and no gradient is needed."""
+    return next((index for index, part in enumerate(parts) if part.adapted), 0)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ class Work:
     Attributes:
         parts: the layer's norms and projections.
         first: nothing below it is trained, so its input needs no gradient.
+        below: neither it nor anything below it is trained: forward only, nothing is kept.
         rows: indices into rows × tokens that are computed after the attention; None: all.
         again: what the backward pass computes again: nothing, mlp or layer.
     """
@@ -29,6 +30,7 @@ class Work:
     first: bool = False
     rows: torch.Tensor | None = None
     again: str = "nothing"
+    below: bool = False
 
 
 def run_layer(layer: Any, work: Work, hidden_states: torch.Tensor, **inputs: Any) -> torch.Tensor:
@@ -39,6 +41,9 @@ def run_layer(layer: Any, work: Work, hidden_states: torch.Tensor, **inputs: Any
     """
     hidden = hidden_states.detach() if work.first else hidden_states
     run = partial(_run, layer, work, **inputs)
+    if work.below:
+        with torch.no_grad():
+            return run(hidden)
     if work.again == "layer":
         draws = any(part.dropout for part in work.parts.projections.values()) or layer.self_attn.attention_dropout
         return checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=bool(draws))

@@ -28,7 +28,7 @@ class Plan:
     """What is computed again.
 
     Attributes:
-        mlp_layers: decoder layers whose gate and up are computed again; from the first on.
+        mlp_layers: decoder layers whose gate and up are computed again; from the lowest adapted one on.
         whole_layers: every layer is computed again (gradient checkpointing).
         kept_bytes: what is kept for one batch.
         reason: why, in one sentence.
@@ -45,7 +45,7 @@ class Plan:
         return "layers" if self.whole_layers else "mlp" if self.mlp_layers else "nothing"
 
     def again(self, index: int) -> str:
-        """For ``layer.Work``: nothing, mlp or layer."""
+        """For ``layer.Work``: nothing, mlp or layer; ``index`` counts from the lowest adapted layer."""
         if self.whole_layers:
             return "layer"
         return "mlp" if index < self.mlp_layers else "nothing"
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes kept for one batch by one decoder layer: all, of which gate and up; and its input alone."""
+    """Bytes kept for one batch by one decoder layer: all, of which gate and up; and its input alone. And how many layers keep."""
 
     layer: int
     wide: int
@@ -83,7 +83,15 @@ def kept(model_config: Any, rows: int, length: int, itemsize: int, lora: Any = N
     masks = sum(adapted) if adapted and lora.lora_dropout else 0
     tokens = rows * length
     wide = 2 * inner * itemsize * tokens
-    return Kept(numbers * itemsize * tokens + masks * tokens + wide, wide, width * itemsize * tokens, config.num_hidden_layers)
+    return Kept(numbers * itemsize * tokens + masks * tokens + wide, wide, width * itemsize * tokens, _keeping(config, lora))
+
+
+def _keeping(config: Any, lora: Any) -> int:
+    """Layers that keep anything: from the lowest adapted one up."""
+    chosen = getattr(lora, "layers_to_transform", None)
+    if chosen is None:
+        return config.num_hidden_layers
+    return config.num_hidden_layers - min([chosen] if isinstance(chosen, int) else chosen)
 
 
 def choose_plan(sizes: Kept, budget: int | None, wanted: str = "auto") -> Plan:

@@ -5,8 +5,9 @@ from tiny import SIZES, tiny_model
 from training_rows import dataset, rows
 
 from mac_lora_helpers import training
-from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.training.activations import meta_model
+from mac_lora_helpers.training.fast.known import FAMILIES as KNOWN
 from mac_lora_helpers.training.targets import FAMILIES, linear_modules
 
 QKVO = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -35,7 +36,9 @@ def shape_only(family, **values):
 def test_a_tiny_model_of_the_family_trains_five_steps_and_passes_the_audit(family, tmp_path, make, train):
     folder = tiny_model(tmp_path / family, family)
     run, config = make(model_id=str(folder), max_steps=5, learning_rate=1e-3, gradient_checkpointing=family in ("llama", "gpt2", "bloom"))
+    assert config.fast_path == "auto"
     trainer, metrics = train(run, config, {"train": dataset(rows(10))})
+    assert metrics["fast_path"]["on"] is (family in KNOWN), metrics["fast_path"]
     assert set(run.read_json("train_config")["lora"]["targets"]) == TRAINED[family]
     assert metrics["steps"] == 5
     assert metrics["audit"]["loss_fell"] is None
@@ -84,3 +87,36 @@ def test_conv1d_weights_are_declared_transposed(make):
     _, config = make()
     assert training.lora_config(config, shape_only("gpt2")).fan_in_fan_out is True
     assert training.lora_config(config, shape_only("qwen2")).fan_in_fan_out is False
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gpt_neox"])
+def test_adapters_in_the_top_layers_only(family, tmp_path, make, train):
+    from safetensors.torch import load_file
+
+    folder = tiny_model(tmp_path / family, family, num_hidden_layers=3)
+    run, config = make(model_id=str(folder), max_steps=3, learning_rate=1e-3, lora_layers=2)
+    _, metrics = train(run, config, {"train": dataset(rows(10))})
+    names = load_file(run.path("adapter") / "adapter_model.safetensors")
+    assert {name.split(".h." if family == "gpt2" else ".layers.")[1].split(".")[0] for name in names} == {"1", "2"}
+    assert run.read_json("train_config")["lora"]["layers"] == [1, 2]
+    assert metrics["audit"]["lora_b_nonzero"]
+    assert metrics["trainable_parameters"] == sum(tensor.numel() for tensor in names.values())
+
+
+def test_an_adapter_in_other_layers_than_asked_fails_the_audit(make, trainer_for, tokens):
+    run, config = make(lora_layers=1)
+    trainer = trainer_for(run, config, tokens)
+    result = trainer.train()
+    training.save_adapter(trainer, run, config)
+    trainer.model.peft_config["default"].layers_to_transform = [0]
+    with pytest.raises(CheckFailed, match="lora_b_nonzero"):
+        training.finish(trainer, result, run, config)
+
+
+def test_top_layers_that_the_model_does_not_have(make):
+    _, config = make(lora_layers=3)
+    with pytest.raises(InputError, match="has 2 decoder layers"):
+        training.lora_config(config, shape_only("qwen2"))
+    _, config = make(lora_layers=2)
+    lora = training.lora_config(config, shape_only("bloom"))
+    assert (lora.layers_to_transform, lora.layers_pattern) == ([0, 1], "h")

@@ -211,6 +211,26 @@ def test_the_path_keeps_less_than_the_plain_one_and_skips_what_no_label_depends_
     assert work["all"] - work["few"] == pytest.approx(skipped, rel=0.03)
 
 
+def test_below_the_lowest_adapter_nothing_is_kept_and_nothing_runs_backward(build, family_folder):
+    """Two of four layers: what is kept is the plan's, half of all four's; backward work is the upper two's alone."""
+    folder = family_folder("qwen2", hidden_size=64, intermediate_size=256, num_hidden_layers=4)
+    ids = list(range(64))
+    tokens, kept, work = {"train": dataset([{"input_ids": ids, "labels": ids}] * 2)}, {}, {}
+    for layers in (0, 2):
+        _, trainer = build(
+            str(layers), model_id=str(folder), tokens=tokens, max_seq_length=64, lora_layers=layers, gradient_checkpointing=False
+        )
+        report, base = fast.make_fast(trainer), trainer.model.get_base_model()
+        trainer.model.train()
+        batch = first_batch(trainer)
+        kept[layers], work[layers] = work_of(base, batch)
+        beside = 3 * 128 * 64 * 4 + 64 * 16 * 2 * 4
+        assert report.plan.kept_bytes <= kept[layers] <= 1.1 * report.plan.kept_bytes + beside
+    assert kept[2] < 0.65 * kept[0]
+    a_token = 2 * (64 * 64 + 64 * 32) + 3 * 64 * 256  # weights of a layer: a multiplication each, forward and backward
+    assert work[0] - work[2] > 2 * 2 * 128 * a_token
+
+
 def work_of(base, batch):
     kept, _ = saved_bytes(lambda: base(**batch, fused_lm_head=True))
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place_flops}) as counter:

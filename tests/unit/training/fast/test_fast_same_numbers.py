@@ -84,26 +84,12 @@ def test_few_labels_and_a_row_without_any(both):
     assert_same(plain, quick)
 
 
-def test_adapters_on_the_upper_layers_only(build, monkeypatch):
-    """Layers below the first adapter need no gradient at all, and keep nothing."""
-    from mac_lora_helpers import training
-
-    chosen = training.lora_config
-
-    def upper(config, model):
-        lora = chosen(config, model)
-        lora.layers_to_transform = [1]
-        return lora
-
-    monkeypatch.setattr(training, "lora_config", upper)
-    logs = []
-    for name in ("plain", "fast"):
-        run, trainer = build(name, learning_rate=2e-3)
-        if name == "fast":
-            assert fast.make_fast(trainer).applied
-        trainer.train()
-        logs.append(run.read_lines("train_log"))
-    assert_same(*logs)
+@pytest.mark.parametrize("recompute", ["nothing", "mlp", "layers"])
+def test_adapters_in_the_upper_layers_only(both, family_folder, recompute):
+    folder = family_folder("qwen2", num_hidden_layers=4)
+    plain, quick, trainers = both(recompute, model_id=str(folder), lora_layers=2, lora_dropout=0.2, learning_rate=2e-3)
+    assert_same(plain, quick)
+    assert "nor to the 2 layers below" in " ".join(fast.make_fast(trainers[1]).parts)
 
 
 def test_entropy_and_accuracy_are_trls(build, trained_rows):
