@@ -16,7 +16,7 @@ def random(*shape, **options):
 @pytest.mark.parametrize("rows", [1, 5, 8, 64])
 @pytest.mark.parametrize("together", [3, 8])
 def test_head_gives_cross_entropy_and_its_gradient_for_any_weighting_of_the_rows(rows, together, monkeypatch):
-    monkeypatch.setattr(head, "CPU_ROWS", together)
+    monkeypatch.setattr(head, "CPU_BYTES", together * 4 * 50)
     hidden, weight, labels = random(21, 16), random(50, 16), torch.arange(21) * 2
     weights = random(21)
     results = []
