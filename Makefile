@@ -20,8 +20,9 @@ demo: $(READY)
 lab: $(READY)
 	$(PYTHON) -m jupyterlab --ip=127.0.0.1 notebooks/01_environment_check.ipynb
 
+# Two processes, whole files each: what a file prepares is prepared once.
 test: $(READY)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(PYTHON) -m ruff check .
