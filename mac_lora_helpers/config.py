@@ -12,7 +12,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -202,6 +202,16 @@ class Config(BaseModel):
     def source_of(self, name: str) -> str:
         """Where the value came from: parameter, environment, preset, saved, form or default."""
         return self._sources.get(name, "default")
+
+    def take_preset(self, preset: str, names: Iterable[str] = ()) -> None:
+        """Takes a preset's values for the given names and for all that nobody set, as if ``resolve`` had."""
+        values, names = preset_values(preset), set(names)
+        if preset != self.preset:
+            self.preset = preset
+        for name in type(self).model_fields:
+            if name != "preset" and (name in names or self.source_of(name) in ("preset", "default")):
+                setattr(self, name, values[name])
+                self._sources[name] = "preset" if name in PRESETS[preset] else "default"
 
     @property
     def model_path(self) -> str:
