@@ -35,10 +35,15 @@ class UserError(Exception):
         return (_rebuild, (type(self), self.what, self.where, self.fix))
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback; the cause, if any, is named in one line."""
-        lines = [f"{type(self).__name__}: {self}"]
-        if self.__cause__ is not None:
-            lines.append(f"  cause: {type(self.__cause__).__name__}: {str(self.__cause__).strip().splitlines()[:1]}")
+        """What IPython shows in place of a traceback; the page that says more, and the original error in one line."""
+        from mac_lora_helpers.troubleshooting import explain
+
+        lines, known, cause = [f"{type(self).__name__}: {self}"], explain(self), self.__cause__
+        if known is not None:
+            lines.append(f"  more:  {known.anchor}")
+        if cause is not None:
+            first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+            lines.append(f"  cause: {type(cause).__name__}: {first}")
         return lines
 
 

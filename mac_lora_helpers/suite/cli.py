@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.troubleshooting import explain
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +28,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except UserError as error:
-        print(f"mac-lora: {portable(str(error))}", file=sys.stderr)
+        known = getattr(error, "known", None) or explain(error)
+        more = f"\n  more:  {known.anchor}" if known else ""
+        print(f"mac-lora: {portable(str(error))}{more}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("mac-lora: interrupted; what was finished is in the run directory", file=sys.stderr)
         return 130
+    except Exception as error:
+        known = explain(error)
+        if known is None:
+            raise
+        print(f"mac-lora: {portable(f'{known}{chr(10)}{_original(error)}')}", file=sys.stderr)
+        return 1
+
+
+def _original(error: Exception) -> str:
+    """The error itself, below its answer: kind, text and the line that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in place)
+    return f"The original error{where}:\n  {''.join(traceback.format_exception_only(error)).strip()}"
 
 
 def _stop(signum: int, frame: Any) -> None:

@@ -15,12 +15,27 @@ from typing import Any
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir, atomic_file, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.troubleshooting import Failure, explain, recognise, shown_in
 
 _ENGINE = {"kernel_name": "python3", "coalesce_streams": True, "store_widget_state": False, "log_output": False}
 
 
 class NotebookFailed(UserError):
-    """A notebook stopped with an error; the message names the cell and the executed notebook."""
+    """A notebook stopped with an error; the message names the cell and the executed notebook.
+
+    Attributes:
+        known: the known failure that it is, if any.
+    """
+
+    known: Failure | None = None
+
+    @classmethod
+    def of(cls, known: Failure | None, what: str, *, where: str, fix: str) -> NotebookFailed:
+        """The failure with the table's steps in front of ``fix``."""
+        steps = known.advice if known else []
+        failure = cls(what, where=where, fix="\n         ".join(filter(None, [*steps, fix])))
+        failure.known = known
+        return failure
 
 
 def notebooks_folder() -> Path:
@@ -105,6 +120,10 @@ def _settled(run: RunDir, record: dict[str, Any], entry: dict[str, Any], begin: 
     except KeyboardInterrupt:
         entry["status"] = "interrupted"
         raise
+    except NotebookFailed as failure:
+        entry["failure"] = {"what": failure.what, "where": failure.where, "fix": failure.fix}
+        entry["failure"] |= {"more": failure.known.anchor} if failure.known else {}
+        raise
     finally:
         entry["seconds"] = round(time.monotonic() - begin, 2)
         record["status"] = "running" if entry["status"] == "passed" else entry["status"]
@@ -131,13 +150,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
                 source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), **_ENGINE, **_private_kernels()
             )
         except PapermillExecutionError as error:
-            failure = _cell_failed(error, target)
+            failure = _cell_failed(error, temporary, target)
         except Exception as error:
-            failure = NotebookFailed(
-                f"{source.stem} could not be run: {type(error).__name__}: {_last_line(str(error))}",
-                where=portable(str(target)),
-                fix="if the kernel died, look for memory: a smaller model or max_seq_length",
-            )
+            what = f"{source.stem} could not be run: {type(error).__name__}: {_last_line(str(error))}"
+            failure = NotebookFailed.of(explain(error), what, where=portable(str(target)), fix=f"look at {portable(str(target))}")
         _clean(temporary, source)
         failure = failure or _left_out(temporary, target)
     if failure:
@@ -154,18 +170,29 @@ def _private_kernels() -> dict[str, Any]:
     return {"kernel_manager_class": manager, "extra_arguments": ["--log-level=CRITICAL"]}
 
 
-def _cell_failed(error: Any, target: Path) -> NotebookFailed:
+def _cell_failed(error: Any, executed: Path, target: Path) -> NotebookFailed:
     """The failed cell's own words; those of a ``UserError`` keep their place and their advice."""
+    known = _answer_given(executed) or recognise(error.ename, error.evalue)
     code = next(iter(str(error.source).strip().splitlines()), "")
     place, look = f"{target.stem}, In [{error.exec_count}]: {code}", f"look at {portable(str(target))}"
     told = re.fullmatch(r"(.*?)(?:\n  where: (.*?))?(?:\n  to do: (.*?))?", portable(str(error.evalue)).strip(), re.S)
     what, where, fix = (part or "" for part in told.groups())
     if where or fix:
-        return NotebookFailed(
+        failure = NotebookFailed(
             what, where="\n         ".join(filter(None, [where, place])), fix="\n         ".join(filter(None, [fix, look]))
         )
+        failure.known = known
+        return failure
     lines = [line.strip() for line in f"{error.ename}: {what}".splitlines() if line.strip()]
-    return NotebookFailed(" … ".join(dict.fromkeys([lines[0], lines[-1]])), where=place, fix=look)
+    return NotebookFailed.of(known, " … ".join(dict.fromkeys([lines[0], lines[-1]])), where=place, fix=look)
+
+
+def _answer_given(executed: Path) -> Failure | None:
+    """The known failure whose answer the failed cell shows: the kernel saw the error itself and what caused it."""
+    import nbformat
+
+    outputs = [cell.get("outputs", []) for cell in nbformat.read(executed, as_version=4).cells]
+    return shown_in(str([cell for cell in outputs if any(output.output_type == "error" for output in cell)]))
 
 
 def _left_out(executed: Path, target: Path) -> NotebookFailed | None:

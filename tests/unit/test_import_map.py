@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-GROUND = {"errors", "config", "artifacts"}
+GROUND = {"errors", "config", "artifacts", "origin", "compat"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
-    "errors": set(),
-    "config": {"errors"},
+    "troubleshooting": set(),
+    "errors": {"troubleshooting"},
+    "config": {"errors", "troubleshooting"},
     "artifacts": {"errors", "artifacts_lock"},
     "artifacts_lock": {"errors", "artifacts"},
+    "origin": {"errors", "artifacts"},
+    "compat": {"errors"},
     "smoke": set(),
     "environment": GROUND | {"smoke"},
     "data": GROUND | {"smoke"},
@@ -22,7 +25,7 @@ ALLOWED = {
     "evaluation": GROUND | {"smoke", "environment", "data", "training"},
     "export": GROUND | {"smoke", "environment", "data", "training", "evaluation"},
     "ui": {"config", "errors"},
-    "suite": GROUND | {"smoke", "ui", *STAGES},
+    "suite": GROUND | {"smoke", "troubleshooting", "ui", *STAGES},
     "__main__": {"suite"},
     "__init__": set(),
 }

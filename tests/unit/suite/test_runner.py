@@ -93,7 +93,7 @@ def test_a_cell_that_exits_quietly_is_a_failure(project):
 def test_a_killed_kernel_is_told(project):
     _, write = project
     write(1, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    with pytest.raises(NotebookFailed, match="kernel died"):
+    with pytest.raises(NotebookFailed, match="Kernel died"):
         run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
 
 
