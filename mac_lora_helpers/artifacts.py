@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -77,6 +78,9 @@ _REFUSALS = {
     errno.ELOOP: "a link that leads back to itself",
     errno.EIO: "the disk reports an error",
 }
+
+#: JSON artefacts that carry a digest of themselves: what later stages decide by. Edited or damaged, they are refused.
+SEALED = ("manifest", "train_config", "train_metrics", "eval_metrics", "equivalence")
 
 _TOKEN = re.compile(r"\b(hf|sk|ghp|gho|github_pat|xox[abp])_[A-Za-z0-9_]{16,}")
 
@@ -193,6 +197,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _digest(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever its keys' order and its file's white space."""
+    plain = json.loads(json.dumps(value))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _half_files(path: Path) -> list[Path]:
     return list(path.parent.glob(f".{glob.escape(path.stem)}.????????{glob.escape(path.suffix)}")) if path.suffix else []
 
@@ -283,19 +293,29 @@ class RunDir:
         """A JSON artefact.
 
         Raises:
-            MissingArtifact: not there. InputError: there, but damaged.
+            MissingArtifact: not there. InputError: there, but damaged. CheckFailed: changed since it was written.
         """
         path = self.need(name)
+        fix = f"run {NOTEBOOKS[max(ARTIFACTS[name][1], 1) - 1]}.ipynb again"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            maker = NOTEBOOKS[max(ARTIFACTS[name][1], 1) - 1]
-            raise InputError(f"{path.name} cannot be read: {error}", where=portable(str(path)), fix=f"run {maker}.ipynb again") from None
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{path.name} cannot be read: {reason}", where=portable(str(path)), fix=fix) from None
+        if name not in SEALED:
+            return value
+        if not isinstance(value, dict):
+            raise InputError(f"{path.name} is not a JSON object", where=portable(str(path)), fix=fix)
+        if value.pop("digest", None) not in (None, _digest(value)):
+            raise CheckFailed(f"{path.name} is not as it was written", where=portable(str(path)), fix=fix)
+        return value
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a JSON artefact, whole or not at all; home directory and tokens are taken out."""
-        text = json.dumps(_portable_tree(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        return self.write_text(name, text)
+        value = _portable_tree(value)
+        if name in SEALED and isinstance(value, dict):
+            value = {**value, "digest": _digest({key: item for key, item in value.items() if key != "digest"})}
+        return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_lines(self, name: str, rows: Iterable[Any]) -> Path:
         """Writes JSON Lines; the rows are the user's data and stay as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from itertools import chain
@@ -87,6 +88,7 @@ def load_tokens(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
     parts = manifest.get("fingerprint_parts", {})
     if fingerprint(parts) != manifest.get("fingerprint"):
         raise CheckFailed("the manifest's fingerprint does not fit its parts", where="data/manifest.json", fix=_REMAKE)
+    _check_rows(run, parts)
     for name, digest in parts.get("tokens", {}).items():
         if (found := _digest(folder / f"{name}.arrow")) != digest:
             raise CheckFailed(
@@ -95,6 +97,14 @@ def load_tokens(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
                 fix=_REMAKE,
             )
     return manifest, {name: open_tokens(folder / f"{name}.arrow") for name in parts["tokens"]}
+
+
+def _check_rows(run: RunDir, parts: dict[str, Any]) -> None:
+    """The rows that were held out, and the others, are the ones that the tokens were made of."""
+    for name, digest in parts.get("content", {}).items():
+        with run.need(name).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                raise CheckFailed(f"the {name} rows are not the ones that the tokens were made of", where=f"data/{name}.jsonl", fix=_REMAKE)
 
 
 def _digest(path: Path) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mac_lora_helpers import origin
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
@@ -72,11 +73,13 @@ def load(run: RunDir, config: Config) -> Trained:
 
     Raises:
         MissingArtifact: no adapter yet. InputError: adapter damaged or made for another model; no such model.
-        CheckFailed: the adapter was not applied as it stands.
+        CheckFailed: the adapter was not applied as it stands, or is not the one that was trained on these data.
     """
     from mac_lora_helpers import data, training
 
     adapter = read_adapter(run, config)
+    if adapter.own:
+        origin.check_trained(run)
     device, dtype = training.place(run, config)
     tokenizer = data.load_tokenizer(config)
     base = training.load_model(config, device, dtype).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mac_lora_helpers import origin
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.evaluation.intervals import (
@@ -232,9 +233,16 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
     return rows
 
 
-def save(run: RunDir, metrics: Mapping[str, Any], answers: Answers) -> None:
-    """Writes ``eval/metrics.json`` and ``eval/samples.jsonl``; the samples first, so that metrics never stand without them."""
+def save(run: RunDir, metrics: Mapping[str, Any], answers: Answers, trained: Any = None) -> None:
+    """Writes ``eval/metrics.json`` and ``eval/samples.jsonl``; the samples first, so that metrics never stand without them.
+
+    Args:
+        trained: what was evaluated; its adapter's and the data's fingerprints are kept with the metrics.
+    """
     if not answers:
         raise InputError("there are no answers to save", where="eval/samples.jsonl", fix="run compare_answers first")
-    run.write_lines("eval_samples", answers)
-    run.write_json("eval_metrics", metrics)
+    made_from = origin.record(run, trained.adapter.folder) if trained is not None else {}
+    with run.writing("saving the evaluation"):
+        run.path("eval_metrics").unlink(missing_ok=True)
+        run.write_lines("eval_samples", answers)
+        run.write_json("eval_metrics", {**metrics, **made_from})

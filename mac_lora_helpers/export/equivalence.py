@@ -10,10 +10,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mac_lora_helpers import origin
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
-from mac_lora_helpers.export.adapter import trained_config
+from mac_lora_helpers.export.adapter import adapter_folder, trained_config
 from mac_lora_helpers.export.engines import Answer, Engine
 from mac_lora_helpers.export.equivalence_artefacts import TOLERANCES, Candidate, candidates
 from mac_lora_helpers.export.equivalence_compare import Comparison
@@ -90,7 +91,7 @@ def check_equivalence(run: RunDir, config: Config) -> EquivalenceReport:
         "seconds": round(time.perf_counter() - start, 2),
     }
     report = EquivalenceReport(artefacts, control(reference), conditions)
-    run.write_json("equivalence", report.to_dict())
+    run.write_json("equivalence", {**report.to_dict(), "adapter_digest": origin.adapter_digest(adapter_folder(run, config))})
     return report
 
 

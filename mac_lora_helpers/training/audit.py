@@ -9,6 +9,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.origin import adapter_digest
 from mac_lora_helpers.training import resume
 from mac_lora_helpers.training.batches import rows_of
 from mac_lora_helpers.training.recipe import quiet
@@ -36,7 +37,7 @@ def finish(trainer: Any, result: Any, run: RunDir, config: Config) -> dict[str, 
         MissingArtifact: ``save_adapter`` has not run.
     """
     audit, losses = run_audit(trainer, run, config)
-    metrics = {**_numbers(trainer, result), **losses, "audit": audit}
+    metrics = {**_numbers(trainer, result), **losses, "audit": audit, "adapter_digest": adapter_digest(run.need("adapter"))}
     run.write_json("train_metrics", metrics)
     failed = [name for name, passed in audit.items() if passed is False]
     if failed:

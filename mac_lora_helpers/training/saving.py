@@ -9,6 +9,7 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.origin import adapter_digest
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -53,6 +54,7 @@ def train_config(trainer: Any, run: RunDir, config: Config) -> dict[str, Any]:
     return {
         "config": config.model_dump(),
         "data_fingerprint": trainer.identity["data_fingerprint"],
+        "adapter_digest": adapter_digest(run.path("adapter")),
         "device": trainer.args.device.type,
         "dtype": str(trainer.model.get_base_model().dtype).removeprefix("torch."),
         "lora": {

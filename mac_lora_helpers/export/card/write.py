@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers import __version__
+from mac_lora_helpers import __version__, origin
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir, portable
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
@@ -64,9 +64,11 @@ def write_card(run: RunDir, config: Config) -> Card:
 
     Raises:
         MissingArtifact: there is no adapter. InputError: a damaged artefact, or ``push_artifacts`` names an unknown kind.
+        CheckFailed: figures in the run directory tell of another adapter.
     """
     from huggingface_hub import ModelCard
 
+    require_one_adapter(run, config)
     found = {name: run.read_json(name) for name in _SOURCES if run.has(name)}
     found["adapter_config"] = _adapter_config(run, config)
     kinds = kinds_of(config)
@@ -76,6 +78,14 @@ def write_card(run: RunDir, config: Config) -> Card:
     text = portable(re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n")
     path = run.write_text("card", text)
     return Card(path, text, [ARTIFACTS[name][0] for name in _SOURCES if name not in found])
+
+
+def require_one_adapter(run: RunDir, config: Config) -> None:
+    """Figures of another adapter would be a lie in this one's card."""
+    if not config.adapter_dir:
+        origin.check_trained(run)
+        origin.check_about(run, adapter_folder(run, config), "train_metrics")
+    origin.check_about(run, adapter_folder(run, config), "eval_metrics", "equivalence")
 
 
 def kinds_of(config: Config) -> list[str]:

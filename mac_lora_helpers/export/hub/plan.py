@@ -9,7 +9,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.export.card.write import NOBODY, kinds_of, repo_name, write_card
+from mac_lora_helpers.export.card.write import NOBODY, kinds_of, repo_name, require_one_adapter, write_card
 from mac_lora_helpers.export.hub.errors import HubError, call, no_login, within
 from mac_lora_helpers.export.hub.files import Upload, collect
 
@@ -117,6 +117,7 @@ def plan_push(run: RunDir, config: Config) -> PushPlan:
     account = _account(plan)
     if account is not None:
         _place(plan, account)
+    require_one_adapter(run, config)
     if not run.has("card"):
         write_card(run, config)
     _name_in_card(run, plan)
