@@ -37,7 +37,8 @@ RECORDED = [
         "mps-operation",
         "NotImplementedError",
         "The operator 'aten::_linalg_solve_ex.result' is not currently implemented for the MPS device. If you want this op "
-        "to be considered for addition please comment on https://github.com/pytorch/pytorch/issues/141287 and mention use-case. As a temporary fix, you can set the environment variable `PYTORCH_ENABLE_MPS_FALLBACK=1` to use the CPU as a "
+        "to be considered for addition. As a temporary "
+        "fix, you can set the environment variable `PYTORCH_ENABLE_MPS_FALLBACK=1` to use the CPU as a "
         "fallback for this op. WARNING: this will be slower than running natively on MPS.",
     ),
     (
