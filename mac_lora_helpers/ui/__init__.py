@@ -4,7 +4,7 @@ Plain data goes in; a table, a figure or a form comes out. Nothing here trains, 
 """
 
 from mac_lora_helpers.ui.figures import LiveLoss, comparison_figure, data_figure, equivalence_figure, loss_figure
-from mac_lora_helpers.ui.form import config_form
+from mac_lora_helpers.ui.forms import config_form, fit_form
 from mac_lora_helpers.ui.progress import Progress
 from mac_lora_helpers.ui.tables import Table, answers_table, audit_table, checks_table, config_table, files_table, size, training_table
 from mac_lora_helpers.ui.tokens import TokenView
@@ -23,6 +23,7 @@ __all__ = [
     "data_figure",
     "equivalence_figure",
     "files_table",
+    "fit_form",
     "loss_figure",
     "size",
     "training_table",

@@ -1,4 +1,4 @@
-"""Tables, coloured tokens, figures and forms: what is shown, and that data never becomes markup."""
+"""Tables, coloured tokens, and figures: what is shown, and that data never becomes markup."""
 
 from types import SimpleNamespace
 
@@ -124,23 +124,3 @@ def test_progress_is_one_output_and_silent_for_short_work(monkeypatch):
     progress("rows encoded", 2000)
     assert [kind for kind, _ in shown] == ["new", "update"]
     assert shown[1][1].startswith("rows encoded: 2,000 in ")
-
-
-def test_a_headless_run_has_no_form(monkeypatch):
-    monkeypatch.setenv("MAC_LORA_HEADLESS", "1")
-    assert ui.config_form(resolve({}, {}), ["max_steps"]) is None
-
-
-def test_the_form_writes_back_and_refuses_in_place(monkeypatch):
-    monkeypatch.delenv("MAC_LORA_HEADLESS", raising=False)
-    config = resolve({}, {})
-    form = ui.config_form(config, ["max_steps", "learning_rate", "push", "dtype", "prompt"])
-    fields = {row.children[0].description: row for row in form.children[1:]}
-    assert set(fields) == {"max_steps", "learning_rate", "push", "dtype", "prompt"}
-    fields["max_steps"].children[0].value = 7
-    fields["push"].children[0].value = True
-    fields["learning_rate"].children[0].value = -1
-    assert (config.max_steps, config.push, config.learning_rate) == (7, True, 2e-4)
-    assert "kept 0.0002" in fields["learning_rate"].children[1].value
-    assert "changed" in fields["max_steps"].children[1].value
-    assert all(row.children[0].tooltip for row in fields.values())
