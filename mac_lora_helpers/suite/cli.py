@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", metavar="DIR", help="the run directory (the same as -p out_dir DIR)")
     run.add_argument("--only", action="append", default=[], metavar="NN", help="run this notebook alone; may be given again")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook")
+    train = _command(commands, "train", _train, "notebook 03 alone, without a notebook; also under accelerate launch", names)
+    train.add_argument("--run-dir", metavar="DIR", help="the run directory, with the data of notebook 02 (the same as -p out_dir DIR)")
     doctor = _command(commands, "doctor", _doctor, "check this machine and its packages", names)
     check = _command(commands, "check-data", _check_data, "load and validate data, train nothing", names)
     check.add_argument("paths", nargs="+", metavar="PATH", help="data files")
@@ -113,6 +115,12 @@ def _run(arguments: argparse.Namespace) -> int:
     print("\n".join(["", *summary(RunDir(config.out_dir), names)]))
     print(f"done in {total:.0f} s: {portable(str(config.out_dir))}")
     return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mac_lora_helpers.suite.train import train
+
+    return train(_config(_explicit(arguments, out_dir=arguments.run_dir)))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

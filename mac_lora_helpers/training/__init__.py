@@ -11,6 +11,7 @@ from mac_lora_helpers.training.fit import Fit, fit
 from mac_lora_helpers.training.forecast import MemoryForecast, predict_memory
 from mac_lora_helpers.training.recipe import load_model, lora_config, place, sft_config
 from mac_lora_helpers.training.resume import last_checkpoint
+from mac_lora_helpers.training.run import run_training
 from mac_lora_helpers.training.saving import save_adapter
 from mac_lora_helpers.training.targets import candidates, find_targets
 
@@ -28,6 +29,7 @@ __all__ = [
     "lora_config",
     "place",
     "predict_memory",
+    "run_training",
     "save_adapter",
     "sft_config",
 ]

@@ -9,7 +9,7 @@ from mac_lora_helpers import data
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.training import batches, fast, resume
+from mac_lora_helpers.training import batches, fast, processes, resume
 from mac_lora_helpers.training.forecast import advice, predict_for
 from mac_lora_helpers.training.log import RunLog
 
@@ -42,21 +42,23 @@ def build_trainer(
     from mac_lora_helpers.training.sft import LoraTrainer
 
     known = _check(tokens, args, config)
+    grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
+    rows = batches.dealt_out(tokens["train"], args.per_device_train_batch_size, processes.count())
     forecast = predict_for(config, model, tokens["train"], args.device.type)
     trainer = LoraTrainer(
         model=model,
         args=args,
-        train_dataset=tokens["train"].select_columns(["input_ids", "labels"]),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora,
         config=config,
         identity=resume.identity(run, config),
-        run_log=RunLog(run, config.logging_steps, on_log),
+        run_log=RunLog(run, config.logging_steps, on_log, quietly=not processes.is_main()),
         explain_memory=lambda trainer: advice(config, trainer),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
-    trainer.data_collator = batches.WatchedCollator(batches.collator_for(tokenizer, trainer.grouped, args.device.type), known)
+    trainer.order = batches.Order(grouped, args.per_device_train_batch_size, processes.count())
+    trainer.data_collator = batches.WatchedCollator(batches.collator_for(tokenizer, grouped, args.device.type), known)
     trainer.forecast, trainer.tokens, trainer.fast = forecast, tokens, None
     if config.fast_path != "off":
         _take_fast_path(trainer, config)

@@ -19,10 +19,14 @@ class RunLog:
         run: where ``train_log.jsonl`` goes.
         every: optimizer steps between two rows; the first and the last step always get one.
         on_log: called with all rows so far after each new one.
+        quietly: keep the rows, write and show nothing: a process that is not the first of several.
     """
 
-    def __init__(self, run: RunDir, every: int, on_log: Callable[[list[dict[str, Any]]], None] | None = None) -> None:
-        self.run, self.every, self.on_log = run, every, on_log
+    def __init__(
+        self, run: RunDir, every: int, on_log: Callable[[list[dict[str, Any]]], None] | None = None, quietly: bool = False
+    ) -> None:
+        self.run, self.every, self.quietly = run, every, quietly
+        self.on_log = None if quietly else on_log
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.tokens = self.supervised = 0
@@ -76,7 +80,8 @@ class RunLog:
 
     def write(self) -> None:
         """Writes ``train_log.jsonl``, whole."""
-        self.run.write_lines("train_log", self.rows)
+        if not self.quietly:
+            self.run.write_lines("train_log", self.rows)
         self._written = time.perf_counter()
 
     def _show(self) -> None:

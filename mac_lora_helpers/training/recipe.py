@@ -12,7 +12,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.training import memory
+from mac_lora_helpers.training import memory, processes
 from mac_lora_helpers.training.targets import find_targets, linear_modules, top_layers
 
 #: Parameters below which a second CPU thread gains nothing.
@@ -49,6 +49,7 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
+    processes.choose_gpu(device.name)
     memory.settle()
     baseline = memory.used(device.name) - memory.library_bytes()
     set_seed(config.seed)
@@ -122,6 +123,7 @@ FIXED: dict[str, Any] = {
     "activation_checkpointing_kwargs": {"use_reentrant": False},
     "dataloader_num_workers": 0,  # workers deadlock on macOS with Python 3.12
     "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False,  # every adapter takes part in every step
     "logging_first_step": True,
     "logging_nan_inf_filter": False,  # it would hide a NaN in the logged mean
     "save_strategy": "steps",
@@ -135,7 +137,10 @@ FIXED: dict[str, Any] = {
 def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
     """``trl.SFTConfig`` for this run: the parameters, and ``FIXED``.
 
+    With several processes each takes its share of ``gradient_accumulation_steps``: an optimizer step sees the same rows.
+
     Raises:
+        InputError: ``gradient_accumulation_steps`` cannot be dealt out evenly.
         CheckFailed: transformers would train on another device than the chosen one.
     """
     with memory.importing():
@@ -146,7 +151,7 @@ def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
     args = SFTConfig(
         output_dir=str(run.path("checkpoints")),
         per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        gradient_accumulation_steps=_dealt_out(config),
         learning_rate=config.learning_rate,
         max_length=config.max_seq_length,
         activation_checkpointing=config.gradient_checkpointing,
@@ -162,7 +167,20 @@ def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
     )
     if args.device.type != device.name:
         raise CheckFailed(f"the trainer would use {args.device.type}, not {device.name}", where="parameter device")
+    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: transformers would split batches over all it sees (DataParallel)
     return args
+
+
+def _dealt_out(config: Config) -> int:
+    """Forward passes of this process in an optimizer step."""
+    count, steps = processes.count(), config.gradient_accumulation_steps
+    if steps % count:
+        raise InputError(
+            f"gradient_accumulation_steps={steps} cannot be dealt out evenly over {count} processes",
+            where="parameter gradient_accumulation_steps",
+            fix=f"a multiple of {count}, or another number of processes",
+        )
+    return steps // count
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from trl import SFTTrainer
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, UserError
-from mac_lora_helpers.training import guards, resume
+from mac_lora_helpers.training import guards, processes, resume
 from mac_lora_helpers.training.log import RunLog
 from mac_lora_helpers.training.memory import PeakMeter, library_bytes
 from mac_lora_helpers.training.recipe import first_line, quiet
@@ -60,6 +60,7 @@ class LoraTrainer(SFTTrainer):
         self.meter = PeakMeter(self.args.device.type, getattr(base, "memory_baseline", 0) + library_bytes() if on_cpu else 0)
         self.memory_guard = guards.MemoryGuard()
         self.stop_request: UserError | None = None
+        self.stopping = False
         self.peak_before = 0
         self.resumed_from = 0
         self.last = {"loss": float("nan"), "grad_norm": float("nan"), "learning_rate": 0.0}
@@ -68,7 +69,7 @@ class LoraTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Rows of like length meet in a batch; order and groups are drawn anew each epoch from the seed."""
-        return self.grouped.sampler()
+        return self.order
 
     # One optimizer step
 
@@ -82,8 +83,8 @@ class LoraTrainer(SFTTrainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called after the backward passes and before the optimizer: the last moment the adapter is known to be good."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        loss, tokens, supervised = torch.stack(self._parts).cpu().double().sum(dim=0).tolist()
-        self._parts = []
+        loss, tokens, supervised = processes.total(torch.stack(self._parts).cpu().double().sum(dim=0)).tolist()
+        loss, self._parts = loss / processes.count(), []
         self.last = {"loss": loss, "grad_norm": float(norm), "learning_rate": self._get_learning_rate()}
         self._refuse_bad_step(loss, float(norm), supervised)
         self.run_log.tokens += int(tokens)
@@ -101,18 +102,24 @@ class LoraTrainer(SFTTrainer):
     def _keep_last_good(self, step: int) -> str:
         if step == 0:
             return "No step was good, so there is no adapter to keep."
-        target = self.folder / resume.LAST_GOOD
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".saving-") as temporary:
-            write_adapter(self.model, Path(temporary) / "adapter", self.config.model_id)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(Path(temporary) / "adapter", target)
+        if processes.is_main():
+            target = self.folder / resume.LAST_GOOD
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".saving-") as temporary:
+                write_adapter(self.model, Path(temporary) / "adapter", self.config.model_id)
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(Path(temporary) / "adapter", target)
+        processes.wait()
         return f"The adapter of step {step} is kept in checkpoints/{resume.LAST_GOOD}."
 
     def _stopped(self, step: int, what: str, config: Config) -> guards.TrainingStopped:
-        resume.write_state(self.folder, "stopped", step=step, reason=what)
+        self._note("stopped", step=step, reason=what)
         dtype = str(self.model.get_base_model().dtype).removeprefix("torch.")
         fix = guards.unstable_advice(config.learning_rate, config.max_seq_length, dtype)
         return guards.TrainingStopped(what, where=f"step {step} of {self.state.max_steps}", fix=fix)
+
+    def _note(self, status: str, **more: Any) -> None:
+        if processes.is_main():
+            resume.write_state(self.folder, status, **more)
 
     def after_step(self, state: Any, control: Any) -> None:
         """Logs the step; asks for a checkpoint and a stop when a guard or a signal wants one."""
@@ -122,12 +129,16 @@ class LoraTrainer(SFTTrainer):
             limit = self.loss_guard.limit
             what = f"stopped at step {step}: the loss explodes ({self.last['loss']:.3g}, three steps above {limit:.3g})"
             raise self._stopped(step, f"{what}. {self._newest_before(step - guards.EXPLODING_STEPS)}", self.config)
-        problem = "" if done else self.memory_guard.problem()
+        if done:
+            return
+        problem = self.memory_guard.problem()
         if problem and self.stop_request is None:
             fix = f"close other applications, or {self.explain_memory(self)}; running again goes on from the checkpoint"
             self.stop_request = guards.TrainingStopped(f"stopped at step {step}: {problem}", where="this machine's memory", fix=fix)
-        if self.stop_request is not None and not done:
-            control.should_save = True
+        if processes.any_of(self.stop_request is not None):
+            self.stopping = control.should_save = True
+            elsewhere = f"stopped at step {step}: another of the processes asked for it"
+            self.stop_request = self.stop_request or TrainingInterrupted(elsewhere, fix="its own message says why; run again to go on")
 
     def _newest_before(self, step: int) -> str:
         for path in resume.checkpoints(self.folder):
@@ -140,23 +151,35 @@ class LoraTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """TRL's checkpoint, written beside its place, sealed and renamed; older ones go only afterwards."""
         name = f"checkpoint-{self.state.global_step}"
-        target = self.folder / name
-        if resume.read_seal(target) is not None:
+        if processes.any_of(resume.read_seal(self.folder / name) is not None):
             return
-        staging = Path(tempfile.mkdtemp(dir=self.folder, prefix=".saving-"))
-        real, self.args.output_dir = self.args.output_dir, str(staging)
+        staging = self.folder / f".saving-{name}"  # the same for every process; the first one writes, each adds its random state
+        real, self.args.output_dir, problem = self.args.output_dir, str(staging), None
         try:
+            (staging / name).mkdir(parents=True, exist_ok=True)
             with quiet():
                 super()._save_checkpoint(model, trial)
-            self._finish_staging(staging / name)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(staging / name, target)
         except Exception as error:
-            raise _unsaved(error, name, self.folder) from error
+            problem = _unsaved(error, name, self.folder)
         finally:
             self.args.output_dir = real
-            shutil.rmtree(staging, ignore_errors=True)
-        for old in resume.checkpoints(self.folder)[self.args.save_total_limit :]:
+        self._put_in_place(staging, name, problem)
+
+    def _put_in_place(self, staging: Path, name: str, problem: Exception | None) -> None:
+        """When every process has written its part, and only if all could."""
+        failed = processes.any_of(problem is not None)
+        if processes.is_main():
+            try:
+                if not failed:
+                    self._finish_staging(staging / name)
+                    shutil.rmtree(self.folder / name, ignore_errors=True)
+                    os.replace(staging / name, self.folder / name)
+            except Exception as error:
+                problem = _unsaved(error, name, self.folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+        processes.raise_together(problem, f"checkpoints/{name}")
+        for old in resume.checkpoints(self.folder)[self.args.save_total_limit :] if processes.is_main() else ():
             shutil.rmtree(old, ignore_errors=True)
 
     def _finish_staging(self, folder: Path) -> None:
@@ -188,7 +211,8 @@ class LoraTrainer(SFTTrainer):
             TrainingStopped: a guard stopped it, or memory ran out. TrainingInterrupted: Ctrl-C or SIGTERM.
             CheckFailed: the disk is full. RunDirBusy: another process writes to the run directory.
         """
-        with RunDir(self.folder.parent).writing("training"):
+        alone = RunDir(self.folder.parent).writing("training") if processes.is_main() else contextlib.nullcontext()
+        with alone:
             return self._train(resume_from_checkpoint, **more)
 
     def _train(self, resume_from_checkpoint: str | None, **more: Any) -> TrainOutput:
@@ -207,18 +231,21 @@ class LoraTrainer(SFTTrainer):
 
     def _begin(self, checkpoint: str | None) -> dict[str, Any] | None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        processes.wait()  # for the first process's lock on the run directory
         sealed = resume.read_seal(Path(checkpoint)) if checkpoint else None
         if checkpoint and sealed is None:
             raise CheckFailed(
                 "this checkpoint is incomplete or damaged", where=Path(checkpoint).name, fix="take training.last_checkpoint(run, config)"
             )
-        resume.sweep(self.folder) if sealed else resume.clear(self.folder)
+        processes.wait()  # all have read the seal
+        if processes.is_main():
+            resume.sweep(self.folder) if sealed else resume.clear(self.folder)
         progress = sealed["progress"] if sealed else {}
         self.run_log.begin(progress)
         self.loss_guard = self._new_loss_guard()
         self.peak_before, self.resumed_from = progress.get("peak_memory_bytes", 0), sealed["step"] if sealed else 0
-        self.stop_request, self._parts = None, []
-        resume.write_state(self.folder, "running")
+        self.stop_request, self.stopping, self._parts = None, False, []
+        self._note("running")
         self.meter.start()
         return sealed
 
@@ -263,7 +290,7 @@ class LoraTrainer(SFTTrainer):
     def _explained(self, error: Exception) -> Exception:
         if guards.is_out_of_memory(error):
             self._let_go(error)
-            resume.write_state(self.folder, "stopped", step=self.state.global_step + 1, reason="out of memory")
+            self._note("stopped", step=self.state.global_step + 1, reason="out of memory")
             return guards.TrainingStopped(
                 f"memory ran out in step {self.state.global_step + 1} ({first_line(error)[:200]})",
                 where=f"{self.args.device.type}, max_seq_length={self.config.max_seq_length}",
@@ -290,8 +317,8 @@ class _Steps(TrainerCallback):
         self.trainer.after_step(state, control)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.trainer.stop_request is not None and state.global_step < state.max_steps:
-            resume.write_state(self.trainer.folder, "interrupted", step=state.global_step)
+        if self.trainer.stopping:
+            self.trainer._note("interrupted", step=state.global_step)
             raise self.trainer.stop_request
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mac_lora_helpers import data
-from mac_lora_helpers.training.batches import collator_for, lengths_of
+from mac_lora_helpers.training.batches import Order, collator_for, dealt_out, lengths_of
 from mac_lora_helpers.training.recipe import settle_threads
 from mac_lora_helpers.training.sft import LoraTrainer
 
@@ -39,7 +39,7 @@ def test_few_shapes_on_mps_and_no_padding_elsewhere(rows):
 
 def test_the_trainer_draws_from_the_grouped_order(rows):
     trainer = LoraTrainer.__new__(LoraTrainer)
-    trainer.grouped = data.batch_sampler(lengths_of(rows), 4, seed=3)
+    trainer.order = Order(data.batch_sampler(lengths_of(rows), 4, seed=3), 4)
     sampler = trainer._get_train_sampler()
     first = list(sampler)
     sampler.set_epoch(1)
@@ -65,3 +65,22 @@ def test_the_users_own_thread_count_stands(monkeypatch):
     settle_threads(1000, "cpu")
     assert torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(1, 2), (4, 2), (4, 3), (7, 4)])
+def test_several_processes_see_one_process_batches_and_as_many_each(rows, batch, processes):
+    """Dealt out in turn as accelerate does; what is filled up has no label."""
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    grouped = data.batch_sampler(lengths_of(rows), batch, seed=3)
+    alone = list(grouped)
+    filled, order = dealt_out(rows, batch, processes), Order(grouped, batch, processes)
+    assert len(order) == len(filled) == len(list(order))
+    batches = BatchSampler(order, batch, drop_last=False)
+    shares = [list(BatchSamplerShard(batches, num_processes=processes, process_index=index)) for index in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    together = [part for turn in zip(*shares, strict=True) for part in turn]
+    real = [[index for index in part if index < len(rows)] for part in together]
+    assert [part for part in real if part] == alone
+    assert all(set(filled[index]["labels"]) == {-100} for index in range(len(rows), len(filled)))
