@@ -347,7 +347,11 @@ def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
     cells = [cell for cell in namespace.get("In", []) if str(cell).startswith("# Parameters\n")]
     if not cells:
         return []
-    targets = [node.targets[0] for node in ast.parse(cells[-1]).body if isinstance(node, ast.Assign)]
+    try:
+        body = ast.parse(cells[-1]).body
+    except (SyntaxError, ValueError):  # a cell of the user's own that begins with the same comment, with a magic in it
+        return []
+    targets = [node.targets[0] for node in body if isinstance(node, ast.Assign)]
     return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
