@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from mac_lora_helpers.ui.parts import Shown, button, column, headless, note, row
 
 #: Translucent backgrounds read on light and dark themes; trained tokens are underlined as well, for readers who cannot tell the colours.
 _STYLES = {
@@ -40,6 +42,70 @@ class TokenView:
         legend = " ".join(f"<span style='{_STYLES[kind]};padding:1px 5px;margin-right:8px'>{_MEANING[kind]}</span>" for kind in used)
         body = f"<div style='font-family:monospace;line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere'>{spans}</div>"
         return f"<div><div style='font-weight:600'>{html.escape(self.title)}</div>{body}<div style='padding-top:6px'>{legend}</div></div>"
+
+
+def token_browser(encoded: Any, tokenizer: Any, view: Callable[..., Sequence[Any]], split: str = "train") -> TokenBrowser | TokenView:
+    """Rows to step through, or in a headless run the first one.
+
+    Args:
+        encoded: has ``splits``, name → rows.
+        tokenizer: handed to ``view``.
+        view: ``data.token_view``: called as ``view(encoded, tokenizer, split, row)``.
+        split: the one to begin with.
+    """
+    if headless():
+        return TokenView(view(encoded, tokenizer, split, 0), title=f"{split}, row 0")
+    return TokenBrowser(encoded, tokenizer, view, split)
+
+
+class TokenBrowser(Shown):
+    """A split, a row number, previous and next; the arrow keys in the number step as well."""
+
+    def __init__(self, encoded: Any, tokenizer: Any, view: Callable[..., Sequence[Any]], split: str = "train") -> None:
+        import ipywidgets as widgets
+
+        self._view = lambda split, number: view(encoded, tokenizer, split, number)
+        self.counts = {name: len(rows) for name, rows in encoded.splits.items() if len(rows)}
+        narrow = {"description_width": "auto"}
+        self.split = widgets.Dropdown(options=list(self.counts), value=split, description="split", style=narrow, layout=_fixed("11em"))
+        self.number = widgets.BoundedIntText(value=0, min=0, description="row", style=narrow, layout=_fixed("11em"))
+        self.previous = button("◀ previous", "the row before", lambda: self._step(-1))
+        self.next = button("next ▶", "the row after", lambda: self._step(1))
+        self.status, self.shown = widgets.HTML(), widgets.HTML(layout=widgets.Layout(width="100%"))
+        self.widget = column(row(self.split, self.number, self.previous, self.next, self.status), self.shown)
+        self.split.observe(lambda _: self._choose_split(), names="value")
+        self.number.observe(lambda _: self._show(), names="value")
+        self._choose_split()
+
+    def _choose_split(self) -> None:
+        self.number.max = self.counts[self.split.value] - 1
+        if self.number.value:
+            self.number.value = 0
+        else:
+            self._show()
+
+    def _step(self, by: int) -> None:
+        self.number.value = min(max(self.number.value + by, 0), self.number.max)
+
+    def _show(self) -> None:
+        self.previous.disabled, self.next.disabled = self.number.value == 0, self.number.value == self.number.max
+        self.status.value = note(f"of 0 to {self.number.max:,}")
+        self.view = TokenView(self._view(self.split.value, self.number.value), title=f"{self.split.value}, row {self.number.value}")
+        self.shown.value = self.view._repr_html_()
+
+    def static_html(self) -> str:
+        """The row on show."""
+        return self.view._repr_html_()
+
+    def static_text(self) -> str:
+        """The row on show."""
+        return repr(self.view)
+
+
+def _fixed(width: str) -> Any:
+    import ipywidgets as widgets
+
+    return widgets.Layout(width=width, flex="0 0 auto")
 
 
 def _span(piece: Any) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from mac_lora_helpers.config import Config, parameter_info, preset_values
-from mac_lora_helpers.ui.forms.parts import button, note, row
 from mac_lora_helpers.ui.forms.recipe import differs, origin
+from mac_lora_helpers.ui.parts import button, note, row
 
 _BOUNDS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
 

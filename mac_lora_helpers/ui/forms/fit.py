@@ -9,7 +9,7 @@ from typing import Any
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import UserError
 from mac_lora_helpers.ui.forms.form import ConfigForm
-from mac_lora_helpers.ui.forms.parts import headless, note
+from mac_lora_helpers.ui.parts import headless, note
 from mac_lora_helpers.ui.tables import size
 
 #: Parts of the prediction that a learner tells apart → (their names in the forecast, colour, hatching).

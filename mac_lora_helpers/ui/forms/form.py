@@ -8,7 +8,7 @@ from typing import Any
 from mac_lora_helpers.config import PRESETS, Config, parameter_info, preset_values
 from mac_lora_helpers.ui.forms import recipe
 from mac_lora_helpers.ui.forms.fields import Field
-from mac_lora_helpers.ui.forms.parts import Shown, button, column, heading, headless, note, row, text_area
+from mac_lora_helpers.ui.parts import Shown, button, column, heading, headless, note, row, text_area
 
 _HEAD = (
     "Change a value here, then run the cells below this one (menu Run, Run Selected Cell and All Below). "

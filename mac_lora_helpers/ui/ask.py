@@ -1,0 +1,155 @@
+"""A box to ask base and tuned model a question and watch both answers being generated, side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import UserError
+from mac_lora_helpers.ui.parts import Shown, button, column, headless, note, row
+
+#: Shortest time between two updates of an answer, in seconds.
+EVERY = 0.1
+VOICES = ("base", "tuned")
+
+
+def ask_box(trained: Any, config: Config, stream: Callable[..., Iterable[str]]) -> AskBox | None:
+    """A box for questions, or ``None`` in a headless run.
+
+    Args:
+        trained: the loaded model, handed to ``stream``.
+        config: its first question is ``config.prompt``; length and sampling are read anew for each question.
+        stream: ``evaluation.stream``: called as ``stream(trained, question, config, "base" | "tuned")``, gives pieces of text.
+    """
+    return None if headless() else AskBox(trained, config, stream)
+
+
+class AskBox(Shown):
+    """Question, Ask, Cancel, two answers. Waits for nobody; a cell that starts cancels an answer under way."""
+
+    def __init__(self, trained: Any, config: Config, stream: Callable[..., Iterable[str]]) -> None:
+        import ipywidgets as widgets
+
+        self.trained, self.config, self.stream = trained, config, stream
+        self.question = widgets.Text(value=config.prompt, description="question", layout=widgets.Layout(width="min(44em, 100%)"))
+        self.question.on_msg(self._entered)
+        self.ask_button = button("Ask both", "asks base and tuned model; Enter in the question does the same", self.ask, "primary")
+        self.cancel_button = button("Cancel", "stops after the next piece of text", self.cancel)
+        self.cancel_button.disabled = True
+        self.status = widgets.HTML(note("The settings are those of the form above.", live=True))
+        self.answers = {voice: widgets.HTML(_answer(voice, ""), layout=_half()) for voice in VOICES}
+        answers = row(*self.answers.values(), align_items="stretch", grid_gap="12px")
+        self.widget = column(row(self.question, self.ask_button, self.cancel_button), self.status, answers)
+        self._texts = dict.fromkeys(VOICES, "")
+        self._cancelled, self._thread = threading.Event(), None
+        _cancel_when_a_cell_starts(self)
+
+    def ask(self) -> None:
+        """Starts answering; returns at once."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._cancelled.clear()
+        self._texts = dict.fromkeys(VOICES, "")
+        for voice in VOICES:
+            self.answers[voice].value = _answer(voice, "")
+        self.ask_button.disabled, self.cancel_button.disabled = True, False
+        self._thread = threading.Thread(target=self._work, args=(self.question.value,), daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Asks the answer under way to end; returns at once."""
+        self._cancelled.set()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the answers are there."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _entered(self, _: Any, content: Any, buffers: Any) -> None:
+        if isinstance(content, dict) and content.get("event") == "submit":
+            self.ask()
+
+    def _work(self, question: str) -> None:
+        begin = time.monotonic()
+        try:
+            for voice in VOICES:
+                self._say(f"{voice} is answering …")
+                self._answer(voice, question)
+            ended = "cancelled" if self._cancelled.is_set() else "answered"
+            self._say(f"{ended} after {time.monotonic() - begin:.1f} s", "changed" if ended == "cancelled" else "plain")
+        except UserError as error:
+            self._say(f"✗ {error.what}" + (f"; to do: {error.fix}" if error.fix else ""), "refused")
+        except Exception as error:  # a thread's own traceback would be seen by nobody
+            self._say(f"✗ {type(error).__name__}: {error}", "refused")
+        finally:
+            self.ask_button.disabled, self.cancel_button.disabled = False, True
+
+    def _answer(self, voice: str, question: str) -> None:
+        shown = 0.0
+        with contextlib.closing(self._pieces(voice, question)) as pieces:
+            for piece in pieces:
+                self._texts[voice] += piece
+                if time.monotonic() - shown >= EVERY:
+                    shown = time.monotonic()
+                    self.answers[voice].value = _answer(voice, self._texts[voice], "▌")
+        self.answers[voice].value = _answer(voice, self._texts[voice], "… (cancelled)" if self._cancelled.is_set() else "")
+
+    def _pieces(self, voice: str, question: str) -> Iterator[str]:
+        """The stream until it is cancelled; leaving it ends the generation."""
+        if self._cancelled.is_set():
+            return
+        for piece in self.stream(self.trained, question, self.config, voice):
+            yield piece
+            if self._cancelled.is_set():
+                return
+
+    def _say(self, text: str, tone: str = "plain") -> None:
+        self.status.value = note(text, tone, live=True)
+
+    def static_html(self) -> str:
+        """The question and the answers so far."""
+        return f"<p>{html.escape(self.question.value)}</p>" + "".join(_answer(voice, text) for voice, text in self._texts.items())
+
+    def static_text(self) -> str:
+        """The same as text."""
+        return "\n".join([self.question.value, *(f"{voice}: {text}" for voice, text in self._texts.items())])
+
+
+def _half() -> Any:
+    import ipywidgets as widgets
+
+    return widgets.Layout(flex="1 1 18em", min_width="0", width="auto")
+
+
+def _answer(voice: str, text: str, end: str = "") -> str:
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;min-height:2.8em"
+    frame = "border:1px solid rgba(128,128,128,.5);border-radius:4px;padding:6px 10px"
+    return (
+        f"<div style='{frame}' role='group' aria-label='answer of {voice}'><div style='font-weight:600'>{voice}</div>"
+        f"<div style='{style}'>{html.escape(text)}{html.escape(end)}</div></div>"
+    )
+
+
+_boxes: weakref.WeakSet[AskBox] = weakref.WeakSet()
+
+
+def _cancel_when_a_cell_starts(box: AskBox) -> None:
+    """Base and tuned are one model with a switch: an answer beside a cell that uses it would turn the switch under it."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.events.register("pre_run_cell", _cancel_all)
+    _boxes.add(box)
+
+
+def _cancel_all(*_: Any) -> None:
+    for box in list(_boxes):
+        box.cancel()
+        box.wait()
