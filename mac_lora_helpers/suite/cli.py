@@ -69,10 +69,20 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _command(commands, "doctor", _doctor, "check this machine and its packages", names)
     check = _command(commands, "check-data", _check_data, "load and validate data, train nothing", names)
     check.add_argument("paths", nargs="+", metavar="PATH", help="data files")
+    _add_regress(commands)
     estimate = _command(commands, "estimate", _estimate, "memory that a training run would take, and whether it fits", names)
     for command in (doctor, check, estimate):
         command.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
     return parser
+
+
+def _add_regress(commands: Any) -> None:
+    from mac_lora_helpers.suite.regress.command import add_arguments, regress
+
+    text = "run the regression cases and hold their figures against the baselines"
+    parser = commands.add_parser("regress", help=text, description=text)
+    parser.set_defaults(command=regress)
+    add_arguments(parser)
 
 
 def _command(commands: Any, name: str, action: Any, text: str, epilog: str) -> argparse.ArgumentParser:
