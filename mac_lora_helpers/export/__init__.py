@@ -31,6 +31,14 @@ _HOMES = {
     "write_job": "job.write",
     "check_parity": "job.parity",
     "ParityReport": "job.parity",
+    "job_cost": "job.hardware",
+    "submit_job": "job.submit",
+    "job_status": "job.submit",
+    "cancel_job": "job.submit",
+    "JobState": "job.submit",
+    "follow_job": "job.follow",
+    "job_logs": "job.follow",
+    "fetch_job": "job.fetch",
 }
 
 __all__ = sorted(_HOMES)

@@ -90,8 +90,9 @@ def check_equivalence(run: RunDir, config: Config) -> EquivalenceReport:
         "answers_scored": len(reference.scored()),
         "seconds": round(time.perf_counter() - start, 2),
     }
+    conditions["adapter_digest"] = origin.adapter_digest(adapter_folder(run, config))
     report = EquivalenceReport(artefacts, control(reference), conditions)
-    run.write_json("equivalence", {**report.to_dict(), "adapter_digest": origin.adapter_digest(adapter_folder(run, config))})
+    run.write_json("equivalence", report.to_dict())
     return report
 
 

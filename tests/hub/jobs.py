@@ -192,6 +192,7 @@ class JobRoutes:
         ("POST", r"/api/jobs/(?P<namespace>[^/]+)/(?P<identity>[^/]+)/cancel", "job_cancel"),
         ("GET", r"/api/jobs/(?P<namespace>[^/]+)/(?P<identity>[^/]+)/logs", "job_logs"),
         ("POST", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)", "bucket_create"),
+        ("GET", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)", "bucket_info"),
         ("GET", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)/xet-(?P<kind>read|write)-token", "bucket_token"),
         ("POST", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)/batch", "bucket_batch"),
         ("GET", r"/xet/v1/chunks/[^/]+/[^/]+", "xet_chunk"),
@@ -260,10 +261,18 @@ class JobRoutes:
     def bucket_create(self, bucket: str) -> None:
         self._member(bucket.split("/")[0])
         if bucket in self.hub.jobs.buckets:
-            raise Refusal(409, "You already created this bucket")
+            return self._json({"error": "You already created this bucket", "url": f"{self.hub.url}/buckets/{bucket}"}, 409)
         private = json.loads(self.body or b"{}").get("visibility") == "private"
         self.hub.jobs.buckets[bucket] = Bucket(private)
-        self._json({"url": f"{self.hub.url}/buckets/{bucket}", "name": bucket})
+        return self._json({"url": f"{self.hub.url}/buckets/{bucket}", "name": bucket})
+
+    def bucket_info(self, bucket: str) -> None:
+        self._member(bucket.split("/")[0], write=False)
+        found = self.hub.jobs.buckets.get(bucket)
+        if found is None:
+            raise Refusal(404, "Bucket not found", "RepoNotFound")
+        size = sum(map(len, found.files.values()))
+        self._json({"id": bucket, "private": found.private, "createdAt": now(), "size": size, "totalFiles": len(found.files)})
 
     def bucket_token(self, bucket: str, kind: str) -> None:
         self._member(bucket.split("/")[0])

@@ -59,8 +59,8 @@ def ask(about: str, function: Callable[..., T], *arguments: Any, waits: tuple[fl
 def of_start(error: Exception, about: str) -> UserError | None:
     """A failed start in the user's terms; None for what is no refusal of the Hub's."""
     known = errors.translate(error, about, SENTENCES)
-    if known is None and isinstance(error, RuntimeError):
-        # The bucket's uploader tells every failure as a RuntimeError; what the Hub answered is only in its text.
+    if known is None and isinstance(error, (RuntimeError, OSError)):
+        # The bucket's uploader raises Python's own errors; what the Hub answered is only in their text.
         said = portable(" ".join(str(error).split())[:200])
         return HubError("The job's script could not be uploaded.", where=f"{about}: {said}", fix=f"nothing was started. {_SAFE}")
     return known

@@ -22,7 +22,7 @@ def choose_flavor(config: Config) -> tuple[str, str]:
     """The flavor and the reason for it.
 
     Raises:
-        InputError: ``job_flavor`` names none, or one with several GPUs.
+        InputError: ``job_flavor`` names none.
     """
     if config.job_flavor != "auto":
         return _given(config.job_flavor), "chosen by job_flavor"
@@ -31,6 +31,23 @@ def choose_flavor(config: Config) -> tuple[str, str]:
         return "a10g-small", f"{source}; this flavor suits models up to about 3 billion parameters"
     flavor = next(flavor for limit, flavor in RULES if size < limit)
     return flavor, f"{size / 1e9:.3g} billion parameters ({source})"
+
+
+def processes_of(flavor: str, config: Config) -> int:
+    """One process for each GPU of the flavor; they share the recipe's batch, so that the run stays the same run.
+
+    Raises:
+        InputError: the batch cannot be shared among them evenly.
+    """
+    match = re.search(r"x(\d+)$", flavor)
+    count = int(match[1]) if match else 1
+    if config.gradient_accumulation_steps % count:
+        raise InputError(
+            f"{flavor} has {count} GPUs, and {config.gradient_accumulation_steps} gradient accumulation steps cannot be shared among them",
+            where="parameter job_flavor",
+            fix=f"choose a flavor with one GPU, or a recipe whose gradient_accumulation_steps is a multiple of {count}",
+        )
+    return count
 
 
 def parameters_of(config: Config) -> tuple[float | None, str]:
@@ -66,10 +83,4 @@ def _given(flavor: str) -> str:
         near = difflib.get_close_matches(flavor, known, n=3, cutoff=0.3)
         fix = f"for example {', '.join(near or known[:3])}; `hf jobs hardware` lists all of them with their prices"
         raise InputError(f"there is no flavor {flavor!r}", where="parameter job_flavor", fix=fix)
-    if re.search(r"x[2-9]$", flavor):
-        raise InputError(
-            f"{flavor} has several GPUs, and this job trains on one: a second one would change the batch",
-            where="parameter job_flavor",
-            fix="choose a flavor with one GPU (`hf jobs hardware`)",
-        )
     return flavor

@@ -20,7 +20,7 @@ from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
 from mac_lora_helpers.export.job import script as job_script
-from mac_lora_helpers.export.job.write import SCRIPT
+from mac_lora_helpers.export.job.record import SCRIPT
 
 #: Largest difference of a step's loss, in nats per token.
 TOLERANCE = 1e-5
@@ -29,11 +29,14 @@ ALLOWED = {
     "config.out_dir": "the job has a run directory of its own",
     "config.push": "a job pushes, or its result is lost",
     "config.repo_id": "a job must know where to push to",
-    "config.push_artifacts": "a job pushes the adapter",
+    "config.push_artifacts": "a job pushes the adapter and its records",
     "config.adapter_dir": "belongs to the local run",
     "config.gguf_types": "belongs to the local run",
     "config.job_flavor": "belongs to the command",
     "config.job_timeout": "belongs to the command",
+    "config.job_overrides": "the job was written from them",
+    "config.check_parity": "belongs to the local run",
+    "config.submit_job": "belongs to the local run",
     "config.device": "auto in the job; the device that was taken is compared by the losses",
     "config.model_id": "a local model travels in inputs.zip; its tokenizer is compared by the fingerprint, its weights by the losses",
     "config.data_files": "local data travel in inputs.zip; they are compared by the fingerprint",

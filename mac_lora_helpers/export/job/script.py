@@ -129,16 +129,22 @@ def _require_access(config: Any) -> None:
     print(f"the result will go to {who.repo_id} ({'private' if config.private else 'public'})", flush=True)
 
 
-def make_data(run: Any, config: Any) -> None:
-    """Makes the tokens from the same source, and refuses any others than the local run's."""
+def write_data(run: Any, config: Any) -> dict[str, Any]:
+    """Notebook 02; returns the manifest."""
     from mac_lora_helpers import data
-    from mac_lora_helpers.errors import CheckFailed
 
     source = data.load(config)
     found = data.validate(source, config)
     splits = data.split(found, config)
     encoded = data.encode(splits, data.load_tokenizer(config), config)
-    manifest = data.save(run, source, found, splits, encoded, config)
+    return data.save(run, source, found, splits, encoded, config)
+
+
+def make_data(run: Any, config: Any) -> None:
+    """Makes the tokens from the same source, and refuses any others than the local run's."""
+    from mac_lora_helpers.errors import CheckFailed
+
+    manifest = write_data(run, config)
     if not JOB["fingerprint"]:
         print(f"new data, fingerprint {manifest['fingerprint']}: {JOB['why_new']}", flush=True)
     elif manifest["fingerprint"] != JOB["fingerprint"]:
@@ -229,8 +235,12 @@ def evaluate(run: Any, config: Any) -> None:
 
 
 def publish(run: Any, config: Any) -> None:
-    """The card, and with it the push: all that is left of a job is what it pushed."""
+    """Card, adapter and records: all that is left of a job is what it pushed. The records say which script made them."""
     from mac_lora_helpers import export
+
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    made_by = {"script_sha256": digest, "job_id": os.environ.get("JOB_ID", ""), "flavor": JOB["flavor"], "fingerprint": JOB["fingerprint"]}
+    run.write_json("job_result", made_by)
 
     export.write_card(run, config)
     pushed = export.push(export.plan_push(run, config), run)

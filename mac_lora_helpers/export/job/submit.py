@@ -78,26 +78,45 @@ def submit_job(run: RunDir, config: Config) -> JobState:
     record = records.read(run)
     if not config.submit_job:
         return state_of(record) if record.get("job") else JobState(command=" ".join(record["command"]))
-    if record.get("job"):
-        state = job_status(run)
-        if state.stage not in FAILED:
-            return _noted(state, "was submitted before; nothing was started now")
+    if (before := _before(run, record)) is not None:
+        return before
     records.script_of(run, record)
     plan = check_access(config.model_copy(update={"repo_id": record["repo_id"], "private": record["private"]}))
     namespace = plan.repo_id.split("/")[0]
     found = _started_before(namespace, record)
     info = found or _start(run, record, namespace)
-    job = {
-        "id": info.id,
-        "namespace": info.owner.name,
-        "url": info.url,
-        "repo_id": plan.repo_id,
-        "submitted_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "script_sha256": record["script"]["sha256"],
-    }
-    record = records.update(run, submitted=True, job=job)
+    earlier = [*record.get("earlier_jobs", []), *([record["job"]] if record.get("job") else [])]
+    record = records.update(run, submitted=True, job=_entry(info, plan.repo_id, record), earlier_jobs=earlier)
     state = state_of(record, info)
     return _noted(state, "was already running with this script; nothing was started now") if found else state
+
+
+def _before(run: RunDir, record: Mapping[str, Any]) -> JobState | None:
+    """The job that was submitted from here before, unless a new one may follow it.
+
+    Raises:
+        CheckFailed: it still runs, and with another script.
+    """
+    if not record.get("job"):
+        return None
+    state = job_status(run)
+    if record["job"]["script_sha256"] == record["script"]["sha256"]:
+        return None if state.stage in FAILED else _noted(state, "was submitted before; nothing was started now")
+    if not state.ended:
+        raise CheckFailed(
+            "a job of this run directory with an earlier script still runs",
+            where=f"{state.namespace}/{state.id}",
+            fix="wait for it, or stop it: `mac-lora job cancel`; another out_dir keeps the two apart",
+        )
+    return None
+
+
+def _entry(info: Any, repo_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a started job: how to find it, and what its result has to be."""
+    made = {name: record[name] for name in ("fingerprint", "parameters", "at_home")}
+    where = {"id": info.id, "namespace": info.owner.name, "url": info.url, "repo_id": repo_id}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**where, "submitted_at": when, "script_sha256": record["script"]["sha256"], **made}
 
 
 def job_status(run: RunDir) -> JobState:

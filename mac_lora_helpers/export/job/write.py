@@ -1,7 +1,7 @@
 """The cloud job: one script that carries this code, the command that starts it, and what it is made of.
 
 The script makes the data again from the same source and refuses to train when the tokens' fingerprint is not the
-local run's. Nothing is submitted here.
+local run's. What differs from the local run is asked for by name (``job_overrides``) and listed. Nothing is submitted here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import json
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,21 @@ from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.card.write import repo_name
+from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job import script as job_script
-from mac_lora_helpers.export.job.flavor import choose_flavor
+from mac_lora_helpers.export.job.flavor import choose_flavor, processes_of
+from mac_lora_helpers.export.job.overrides import differences, overrides_of, told
 from mac_lora_helpers.export.job.payload import inputs_of, package_zip, sha256, zip_of
 from mac_lora_helpers.export.job.pins import pins
+from mac_lora_helpers.export.job.record import COMMAND, INPUTS, RECORD, SCRIPT
 
 #: Python versions that the pins are made for; the job image has 3.12.
 PYTHON = ">=3.11,<3.14"
 #: Parameters that belong to this machine's run and not to the recipe.
-_AT_HOME = ("out_dir", "push", "adapter_dir", "gguf_types", "job_flavor", "job_timeout")
+_AT_HOME = ("out_dir", "push", "adapter_dir", "gguf_types", "job_flavor", "job_timeout", "job_overrides", "check_parity", "submit_job")
 _NOT_RECIPE = ("preset", "repo_id", "private", "push_artifacts", *_AT_HOME)
-SCRIPT, INPUTS = "train_job.py", "inputs.zip"
+#: What a job pushes: without the records nobody could tell what the adapter is the result of.
+_PUSHED = "adapter, run"
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,13 @@ class Job:
             ("result goes to", f"{record['repo_id']} ({'private' if record['private'] else 'public'})"),
             ("needs", "a Hub login that may write and start jobs (`hf auth login`); jobs cost money: `hf jobs hardware`"),
             ("data", f"the same tokens, or it refuses: {record['fingerprint']}" if record["fingerprint"] else record["why_new"]),
-            ("differs from the local run", "; ".join(_difference(item) for item in record["differences"]) or "nothing"),
+            ("differs from the local run", "; ".join(told(item) for item in record["differences"]) or "nothing"),
             ("travels along", _travels(record["inputs"])),
             ("look at it first", shlex.join(["hf", "jobs", "uv", "run", "--dry-run", *self.command[4:]])),
         ]
+        if job := record.get("job"):
+            same = job["script_sha256"] == record["script"]["sha256"]
+            rows.append(("submitted", f"{job['namespace']}/{job['id']}{'' if same else ', with an earlier script'}"))
         return [*rows, ("start it", shlex.join(self.command))]
 
 
@@ -69,19 +76,21 @@ def write_job(run: RunDir, config: Config, changes: Mapping[str, Any] | None = N
     """Writes ``export/job/``: ``train_job.py``, ``job.json``, ``command.txt``, and ``inputs.zip`` where local files are needed.
 
     Args:
-        changes: parameters that shall differ from the local run (more data, a longer context, another model);
-            each is listed in ``differences``. A change of data or model means new tokens, so no fingerprint is compared.
+        changes: parameters that shall differ from the local run (more data, a longer context, another model), beside
+            those in ``job_overrides``; each is listed in ``differences``. A change of data or model means new tokens,
+            so no fingerprint is compared.
 
     Raises:
         MissingArtifact: 02 or 03 has not run. InputError: a flavor that does not exist, local files that are too large,
             parameters that differ from the local run without being named in ``changes``.
     """
     manifest, saved = run.read_json("manifest"), run.config("train_config")
-    recipe, differences = _recipe(config, saved, dict(changes or {}))
+    recipe, listed = _recipe(config, saved, {**overrides_of(config), **(changes or {})})
     flavor, reason = choose_flavor(recipe)
+    processes = processes_of(flavor, recipe)
     files, moved = inputs_of(recipe)
     archive, package = (zip_of(files) if files else b""), package_zip()
-    new = sorted({item["parameter"] for item in differences} & set(recipe.names("data")))
+    new = sorted({item["parameter"] for item in listed} & set(recipe.names("data")))
     job = {
         "parameters": {**_parameters(recipe), **moved},
         "fingerprint": "" if new else manifest["fingerprint"],
@@ -89,6 +98,8 @@ def write_job(run: RunDir, config: Config, changes: Mapping[str, Any] | None = N
         "why_new": f"made new because {', '.join(new)} differ from the local run" if new else "",
         "flavor": flavor,
         "gpu": not flavor.startswith("cpu"),
+        "processes": processes,
+        "differences": [told(item) for item in listed],
         "package_sha256": sha256(package),
         "inputs_sha256": sha256(archive) if archive else "",
     }
@@ -96,16 +107,19 @@ def write_job(run: RunDir, config: Config, changes: Mapping[str, Any] | None = N
     record = {
         **{key: job[key] for key in ("fingerprint", "why_new", "flavor", "package_sha256", "inputs_sha256", "parameters")},
         "flavor_reason": reason,
+        "processes": processes,
         "timeout": config.job_timeout,
         "repo_id": job["parameters"]["repo_id"],
         "private": config.private,
         "secrets": ["HF_TOKEN"],
-        "differences": differences,
+        "differences": listed,
+        "at_home": {name: portable(str(getattr(recipe, name))) for name in moved},
         "inputs": [{"path": name, "bytes": path.stat().st_size} for name, path in sorted(files.items())],
         "script": {"path": SCRIPT, "bytes": len(script.encode()), "sha256": sha256(script.encode())},
         "dependencies": pins()[0],
         "submitted": False,
     }
+    record |= _submitted_before(run)
     record["command"] = _command(run, config, record)
     return _write(run, record, script, archive)
 
@@ -125,26 +139,18 @@ def _recipe(config: Config, saved: Mapping[str, Any], changes: dict[str, Any]) -
         raise InputError(
             f"{', '.join(silent)} differ from the local run",
             where=f"parameter {silent[0]}: {getattr(config, silent[0])!r} here, {values[silent[0]]!r} in train_config.json",
-            fix="leave them as they were trained, or name them in write_job(run, config, changes={…}) so that the job lists them",
+            fix="leave them as they were trained, or name them in job_overrides, so that the job lists them as differences",
         )
     recipe = resolve({**config.model_dump(), **values, **mine, **changes}, env={})
-    listed = [
-        {"parameter": name, "local": portable(str(values.get(name, getattr(config, name)))), "job": portable(str(getattr(recipe, name)))}
-        for name in changes
-        if getattr(recipe, name) != values.get(name, getattr(config, name))
-    ]
-    return recipe, listed
+    local = {**config.model_dump(), **values}
+    return recipe, differences(changes, local, recipe)
 
 
 def _parameters(recipe: Config) -> dict[str, Any]:
     """The parameters that the script resolves: every one but those that only this machine's run has."""
     values = recipe.model_dump(exclude=set(_AT_HOME))
-    values |= {"repo_id": repo_name(recipe), "push_artifacts": "adapter", "device": "auto"}
+    values |= {"repo_id": repo_name(recipe), "push_artifacts": _PUSHED, "device": "auto"}
     return {name: portable(value) if isinstance(value, str) else value for name, value in values.items()}
-
-
-def _difference(item: Mapping[str, Any]) -> str:
-    return f"{item['parameter']}: {item['local']} → {item['job']}"
 
 
 def _travels(inputs: list[dict[str, Any]]) -> str:
@@ -163,7 +169,7 @@ def script_text(job: Mapping[str, Any], package: bytes) -> str:
         if source.count(f"\n{line}\n") != 1:
             raise AssertionError(f"script.py has no line {line}")
         source = source.replace(f"\n{line}\n", f"\n{filled}\n")
-    return f"{header()}\n{source}"
+    return f"{header()}\n\n{_told(job['differences'])}{source}"
 
 
 def header() -> str:
@@ -172,6 +178,12 @@ def header() -> str:
     lines = ["/// script", f'requires-python = "{PYTHON}"', "dependencies = [", *(f"  {json.dumps(line)}," for line in direct), "]"]
     lines += ["", "[tool.uv]", "constraint-dependencies = [", *(f"  {json.dumps(line)}," for line in rest), "]", "///"]
     return "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def _told(differing: Sequence[str]) -> str:
+    """What differs from the local run, as comments below the header; a value's line breaks must not end the comment."""
+    lines = ["Differs from the local run:", *(f"  {' '.join(line.split())}" for line in differing)]
+    return "".join(f"# {line}\n" for line in lines) + "\n" if differing else ""
 
 
 def _command(run: RunDir, config: Config, record: Mapping[str, Any]) -> list[str]:
@@ -183,11 +195,17 @@ def _command(run: RunDir, config: Config, record: Mapping[str, Any]) -> list[str
     return [portable(str(word)) for word in [*words, folder / SCRIPT, *([folder / INPUTS] if record["inputs"] else [])]]
 
 
+def _submitted_before(run: RunDir) -> dict[str, Any]:
+    """A job that was submitted from this run directory is not forgotten when its script is written anew."""
+    old = records.read(run) if (run.path("job") / RECORD).is_file() else {}
+    return {name: old[name] for name in ("submitted", "job", "earlier_jobs") if old.get(name)}
+
+
 def _write(run: RunDir, record: dict[str, Any], script: str, archive: bytes) -> Job:
     with run.folder("job") as folder:
         (folder / SCRIPT).write_text(script, encoding="utf-8")
-        (folder / "job.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        (folder / "command.txt").write_text(shlex.join(record["command"]) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / COMMAND).write_text(shlex.join(record["command"]) + "\n", encoding="utf-8")
         if archive:
             (folder / INPUTS).write_bytes(archive)
     return Job(run.path("job"), record)
