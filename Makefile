@@ -3,12 +3,13 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo lab test check lock clean
+.PHONY: help demo lab test check docs lock clean
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
 	@echo "make test   every test; about a quarter of an hour"
 	@echo "make check  formatting, lint, stored notebooks and the quick tests"
+	@echo "make docs   write docs/troubleshooting.md from its table"
 	@echo "make lock   resolve constraints.txt again from pyproject.toml"
 
 $(READY): pyproject.toml constraints.txt tools/setup_environment.sh
@@ -29,6 +30,9 @@ check: $(READY)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m nbstripout --verify --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 	$(PYTHON) -m pytest -m "not slow and not browser"
+
+docs: $(READY)
+	$(PYTHON) -m mac_lora_helpers.troubleshooting > docs/troubleshooting.md
 
 # The deployment target keeps the resolver from choosing an older torch for Macs; the lock holds names and versions, no addresses.
 lock: $(READY)
