@@ -75,7 +75,8 @@ class LoraTrainer(SFTTrainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """TRL's step; the loss and the token counts are kept on the device until the optimizer step."""
-        counts = (inputs["attention_mask"].sum(), (inputs["labels"][:, 1:] != -100).sum())
+        labelled = inputs["labels"][:, 1:] != -100
+        counts = (inputs["attention_mask"][labelled.any(dim=1)].sum(), labelled.sum())  # without the rows of batches.dealt_out
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._parts.append(torch.stack([loss.detach().float(), *(count.float() for count in counts)]))
         return loss
