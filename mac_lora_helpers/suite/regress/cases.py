@@ -213,6 +213,7 @@ def _case(
 
 def _typed(found: Located, explicit: Mapping[str, Any], preset: str, places: Mapping[str, Any], index: int) -> dict[str, Any]:
     """The parameters as the config types them; whatever it refuses is told with the line."""
+
     def path(name: str) -> tuple[str | int, ...]:
         held = next((key for key, values in places.items() if name in values), None)
         return ("cases", index, held, name) if held else ("defaults", "parameters", name)

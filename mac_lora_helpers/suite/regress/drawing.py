@@ -22,7 +22,8 @@ def gauge(low: float | None, high: float | None, got: Any, baseline: Any, passed
     mark = f'<circle cx="{x(got):.1f}" cy="8" r="4.5" class="{"good" if passed else "bad"}"/>'
     bar = f'<rect x="{begin:.1f}" y="4" width="{max(end - begin, 1):.1f}" height="8" rx="2" class="band"/>'
     told = html.escape(f"band {number(low)} to {number(high)}, got {number(got)}")
-    return f'<svg viewBox="0 0 150 16" width="150" height="16" role="img" aria-label="{told}"><line x1="0" y1="8" x2="150" y2="8" class="axis"/>{bar}{mark}</svg>'
+    axis = '<line x1="0" y1="8" x2="150" y2="8" class="axis"/>'
+    return f'<svg viewBox="0 0 150 16" width="150" height="16" role="img" aria-label="{told}">{axis}{bar}{mark}</svg>'
 
 
 def curve(points: Sequence[tuple[float, float]], x_name: str, y_name: str) -> str:
@@ -60,7 +61,8 @@ def spark(values: Sequence[Any]) -> str:
         f"{len(known)} reports, from {number(numbers[0])} to {number(numbers[-1])}, lowest {number(low)}, highest {number(high)}"
     )
     dot = f'<circle cx="{x(known[-1][0]):.1f}" cy="{y(numbers[-1]):.1f}" r="3" class="dot"/>'
-    return f'<svg viewBox="0 0 100 20" width="100" height="20" role="img" aria-label="{told}"><title>{told}</title><polyline points="{line}" class="line"/>{dot}</svg>'
+    drawn = f'<title>{told}</title><polyline points="{line}" class="line"/>{dot}'
+    return f'<svg viewBox="0 0 100 20" width="100" height="20" role="img" aria-label="{told}">{drawn}</svg>'
 
 
 def _scale(left: float, right: float, begin: float, end: float) -> Any:

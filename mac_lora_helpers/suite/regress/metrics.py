@@ -79,6 +79,7 @@ KNOWN: dict[str, str] = {
     "eval.metrics.general.tuned.loss": "loss of the tuned model on conversations that were not trained",
     "eval.prompts": "digest of the questions that were asked",
     "eval.seen": "evaluated rows that stand in the training split",
+    "export.gguf_template": "digest of the chat template in the GGUF files",
     "export.equivalence[adapter (PEFT)].passed": "the adapter, read back",
     "export.equivalence[merged].passed": "the merged model says what the adapter says",
     "export.equivalence[merged].max_logprob_difference": "largest log-probability difference of the merged model",
@@ -96,13 +97,21 @@ KNOWN: dict[str, str] = {
     "cost.reference_seconds": "processor seconds of a fixed piece of work, measured just before the case",
 }
 
+#: Metrics worked out from a file that is no JSON of figures: name → (that file, number of the notebook that makes it).
+_DERIVED = {
+    "data.end_tokens": ("data/tokens/train.arrow", 2),
+    "eval.prompts": ("eval/samples.jsonl", 4),
+    "eval.seen": ("eval/samples.jsonl", 4),
+    "export.gguf_template": ("export/gguf", 5),
+}
 _SELECTOR = re.compile(r"\.?([^.\[\]]+)|\[([^\]]+)\]")
 
 
 def made_by(name: str) -> int:
     """Number of the notebook whose artefact a metric is read from; 0: the regression run itself."""
-    special = {"data.end_tokens": 2, "eval.prompts": 4, "eval.seen": 4}
-    return special[name] if name in special else FILES[file_of(name)][1] if file_of(name) else 0
+    if name in _DERIVED:
+        return _DERIVED[name][1]
+    return FILES[file_of(name)][1] if file_of(name) else 0
 
 
 def file_of(name: str) -> str:
@@ -113,15 +122,16 @@ def file_of(name: str) -> str:
 
 def place_of(name: str) -> str:
     """The artefact to look at, below the run directory."""
-    special = {"data.end_tokens": "data/tokens/train.arrow", "eval.prompts": "eval/samples.jsonl", "eval.seen": "eval/samples.jsonl"}
-    return special.get(name) or (FILES[file_of(name)][0] if file_of(name) else "")
+    if name in _DERIVED:
+        return _DERIVED[name][0]
+    return FILES[file_of(name)][0] if file_of(name) else ""
 
 
 def read_metric(run: Path, name: str, cost: dict[str, float] | None = None) -> Any:
     """A metric's value; None where the run has no such file or no such key in it."""
     if name.startswith("cost."):
         return (cost or {}).get(name.removeprefix("cost."))
-    derived = {"data.end_tokens": _end_tokens, "eval.prompts": _prompts, "eval.seen": _seen}
+    derived = {"data.end_tokens": _end_tokens, "eval.prompts": _prompts, "eval.seen": _seen, "export.gguf_template": _gguf_template}
     try:
         if name in derived:
             return derived[name](run)
@@ -177,3 +187,15 @@ def _pair(row: dict[str, Any]) -> tuple[str, str]:
         return row["text"].strip(), ""
     users = [message["content"] for message in row["messages"] if message["role"] == "user"]
     return users[-1].strip() if users else "", row["messages"][-1]["content"].strip()
+
+
+def _gguf_template(run: Path) -> str:
+    from gguf import GGUFReader
+
+    templates = set()
+    for file in sorted((run / "export/gguf").glob("*.gguf")):
+        reader = GGUFReader(file)
+        if reader.get_field("tokenizer.ggml.tokens"):  # an adapter's file has no tokenizer
+            field = reader.get_field("tokenizer.chat_template")
+            templates.add(str(field.contents()) if field else "")
+    return hashlib.sha256(json.dumps(sorted(templates)).encode()).hexdigest() if templates else ""

@@ -20,18 +20,35 @@ LARGEST_FIGURE = 400_000
 TREND = 30
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1d2327;--soft:#5b6770;--paper:#fff;--card:#f5f7f8;--rule:#d5dbdf;--good:#0f7b5f;--bad:#b3261e;--warn:#8a5300;--band:#bfdcd3;--line:#0b6aa8}
-@media(prefers-color-scheme:dark){:root{--ink:#e7ebee;--soft:#a3afb8;--paper:#14181b;--card:#1d2327;--rule:#39434a;--good:#5fd3ad;--bad:#ff9a8f;--warn:#f0b860;--band:#2c574a;--line:#7cc4f5}}
-*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;padding:24px;max-width:1240px}
-h1{font-size:1.5rem;margin:0 0 4px}h2{font-size:1.15rem;margin:32px 0 8px;padding-top:12px;border-top:1px solid var(--rule)}
-p{margin:4px 0 10px}a{color:var(--line)}.soft{color:var(--soft)}.good-text{color:var(--good)}.bad-text{color:var(--bad)}.warn-text{color:var(--warn)}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:4px 10px 4px 0;border-bottom:1px solid var(--rule)}
-th{color:var(--soft);font-weight:600;white-space:nowrap}td.figure{font-variant-numeric:tabular-nums;white-space:nowrap}td.metric{overflow-wrap:anywhere;min-width:15em}
-tr.red{background:color-mix(in srgb,var(--bad) 12%,transparent)}.card{background:var(--card);border-left:4px solid var(--bad);border-radius:4px;padding:12px 16px;margin:16px 0}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);padding:10px;border-radius:4px;margin:8px 0}code{font-family:ui-monospace,monospace;font-size:.92em}
-svg .band{fill:var(--band)}svg .axis{stroke:var(--rule)}svg .good,svg .dot{fill:var(--good)}svg .bad{fill:var(--bad)}svg .line{stroke:var(--line);fill:none;stroke-width:2}svg text{fill:var(--soft);font-size:11px}
-figure{margin:8px 16px 8px 0;display:inline-block;vertical-align:top}figcaption{color:var(--soft);font-size:.85em;max-width:32em}
-img{max-width:min(560px,100%);height:auto;background:#fff;border-radius:4px}summary{cursor:pointer;margin:6px 0}
+:root { color-scheme: light dark; --ink: #1d2327; --soft: #5b6770; --paper: #fff; --card: #f5f7f8; --rule: #d5dbdf;
+  --good: #0f7b5f; --bad: #b3261e; --warn: #8a5300; --band: #bfdcd3; --line: #0b6aa8 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e7ebee; --soft: #a3afb8; --paper: #14181b; --card: #1d2327; --rule: #39434a;
+  --good: #5fd3ad; --bad: #ff9a8f; --warn: #f0b860; --band: #2c574a; --line: #7cc4f5 } }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; padding: 24px; max-width: 1280px }
+h1 { font-size: 1.5rem; margin: 0 0 4px }
+h2 { font-size: 1.15rem; margin: 32px 0 8px; padding-top: 12px; border-top: 1px solid var(--rule) }
+p { margin: 4px 0 10px }
+a { color: var(--line) }
+.soft { color: var(--soft) } .good-text { color: var(--good) } .bad-text { color: var(--bad) } .warn-text { color: var(--warn) }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--rule) }
+th { color: var(--soft); font-weight: 600; white-space: nowrap }
+td.figure { font-variant-numeric: tabular-nums; white-space: nowrap }
+td.metric { overflow-wrap: anywhere; min-width: 15em }
+tr.red { background: color-mix(in srgb, var(--bad) 12%, transparent) }
+.card { background: var(--card); border-left: 4px solid var(--bad); border-radius: 4px; padding: 12px 16px; margin: 16px 0 }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 10px; border-radius: 4px; margin: 8px 0 }
+code { font-family: ui-monospace, monospace; font-size: .92em }
+svg .band { fill: var(--band) } svg .axis { stroke: var(--rule) } svg .bad { fill: var(--bad) }
+svg .good, svg .dot { fill: var(--good) }
+svg .line { stroke: var(--line); fill: none; stroke-width: 2 }
+svg text { fill: var(--soft); font-size: 11px }
+figure { margin: 8px 16px 8px 0; display: inline-block; vertical-align: top }
+figcaption { color: var(--soft); font-size: .85em; max-width: 32em }
+img { max-width: min(560px, 100%); height: auto; background: #fff; border-radius: 4px }
+summary { cursor: pointer; margin: 6px 0 }
 """
 
 
@@ -82,7 +99,8 @@ def _first(failure: dict[str, Any] | None) -> str:
     else:
         text = f"<pre>{_e(failure.get('message') or 'no baseline: ' + ', '.join(failure['metrics']))}</pre>"
     look = f"<p>Look at {_link(failure['file'])}.</p>" if "file" in failure else ""
-    return f'<div class="card"><strong>First: <a href="#{_anchor(failure["case"])}">{_e(failure["case"])}</a>, {_e(failure["status"])}</strong>{text}{look}</div>'
+    link = f'<a href="#{_anchor(failure["case"])}">{_e(failure["case"])}</a>'
+    return f'<div class="card"><strong>First: {link}, {_e(failure["status"])}</strong>{text}{look}</div>'
 
 
 def _overview(cases: Sequence[dict[str, Any]]) -> str:
@@ -92,10 +110,14 @@ def _overview(cases: Sequence[dict[str, Any]]) -> str:
         result = _word(case["passed"], "✓ green", f"✗ {_e(case['status'] if case['status'] != 'passed' else 'red')}")
         link = f'<a href="#{_anchor(case["name"])}">{_e(case["name"])}</a>'
         figures = f"{len(case['metrics']) - red} of {len(case['metrics'])}"
-        rows.append(
-            f"<tr><td>{link}</td><td>{result}</td><td class='figure'>{figures}</td><td class='figure'>{case['seconds']:.0f} s</td><td>{_e(case['about'])}</td></tr>"
-        )
-    return f'<div class="scroll"><table><thead><tr><th>case</th><th>result</th><th>within</th><th>took</th><th>about</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        cells = f"<td>{link}</td><td>{result}</td><td class='figure'>{figures}</td><td class='figure'>{case['seconds']:.0f} s</td>"
+        rows.append(f"<tr>{cells}<td>{_e(case['about'])}</td></tr>")
+    return _grid(("case", "result", "within", "took", "about"), rows)
+
+
+def _grid(heads: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _anchor(name: str) -> str:
@@ -115,7 +137,8 @@ def _case(case: dict[str, Any], folder: Path, past: Sequence[dict[str, Any]]) ->
     parts += [f"<p class='warn-text'>No baseline yet: {_e(', '.join(case['new']))}</p>"] if case["new"] else []
     parts += [_figures(case, folder)]
     rows = sorted(case["metrics"], key=lambda row: row["passed"])
-    parts += [_table(case["name"], rows, past)] if rows else []
+    heads = ("metric", "baseline", "got", "band", "", "trend", "why so wide")
+    parts += [_grid(heads, [_row(case["name"], row, past) for row in rows])] if rows else []
     return "".join(parts)
 
 
@@ -142,12 +165,8 @@ def _picture(file: Path, path: str) -> str:
     if len(content) > LARGEST_FIGURE:
         return f"<p>{_link(path)}</p>"
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return f'<figure><img src="{source}" alt="{_e(Path(path).name)} of this run" loading="lazy"><figcaption>{_link(path)}</figcaption></figure>'
-
-
-def _table(case: str, rows: Sequence[dict[str, Any]], past: Sequence[dict[str, Any]]) -> str:
-    heads = "".join(f"<th>{name}</th>" for name in ("metric", "baseline", "got", "band", "", "trend", "why so wide"))
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(_row(case, row, past) for row in rows)}</tbody></table></div>'
+    image = f'<img src="{source}" alt="{_e(Path(path).name)} of this run" loading="lazy">'
+    return f"<figure>{image}<figcaption>{_link(path)}</figcaption></figure>"
 
 
 def _row(case: str, row: dict[str, Any], past: Sequence[dict[str, Any]]) -> str:

@@ -131,7 +131,7 @@ def _printable(text: str) -> str:
     return "".join(
         char
         for char in text
-        if char in "\n\t" or ord(char) >= 32 and not 0xD800 <= ord(char) <= 0xDFFF and ord(char) not in (0xFFFE, 0xFFFF)
+        if char in "\n\t" or (ord(char) >= 32 and not 0xD800 <= ord(char) <= 0xDFFF and ord(char) not in (0xFFFE, 0xFFFF))
     )
 
 

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -44,7 +43,7 @@ def run_cases(cases: Sequence[Case], report: Path, jobs: str = "1", say: Say = p
     room = _Room(jobs)
     try:
         while left or running:
-            for case in [case for case in left if _ready(case, left, running) and room.has(case, running)]:
+            while case := next((case for case in left if _ready(case, left, running) and room.has(case, running)), None):
                 left.remove(case)
                 running += _begin(case, report, identities[case.name], say)
             running = [one for one in running if not _ended(one, say)]
@@ -128,15 +127,13 @@ class _Room:
         self.most = max(1, (os.cpu_count() or 1) // 2) if jobs == "auto" else int(jobs)
         self.free = psutil.virtual_memory().available * SHARE
         self.needs: dict[str, int] = {}
-        self.taken: list[Case] = []
 
     def has(self, case: Case, running: Sequence[Running]) -> bool:
-        self.taken = [one.case for one in running]
         if not running:
             return True
         if len(running) >= self.most:
             return False
-        return sum(self.need(one) for one in [*self.taken, case]) <= self.free
+        return sum(self.need(one) for one in [*(other.case for other in running), case]) <= self.free
 
     def need(self, case: Case) -> int:
         """Bytes, from the training's forecast."""

@@ -1,0 +1,246 @@
+"""The planted regressions: what is broken, in which module, and which figure must turn red.
+
+Each is a mistake that this project or one of the libraries could make. ``patches``: module → function that breaks it.
+``case``: the first case that it strikes. ``red``: figures that must be red. ``stops``: words of the product's own check, where
+that check stops the notebook before the regression run looks at a figure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plant:
+    what: str
+    case: str
+    red: tuple[str, ...]
+    patches: dict[str, Callable[[Any], None]]
+    stops: str = ""
+
+
+def _changed_result(name: str, change: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Replaces ``module.name`` by one whose result goes through ``change``."""
+
+    def patch(module: Any) -> None:
+        original = getattr(module, name)
+        setattr(module, name, lambda *given, **named: change(original(*given, **named)))
+
+    return patch
+
+
+def _spans(change: Callable[[list[int], int, int], tuple[int, int]]) -> Callable[[Any], None]:
+    """Changes every answer's token span."""
+
+    def patch(module: Any) -> None:
+        original = module.Masker.trace
+
+        def trace(self: Any, plan: Any, encoding: Any) -> Any:
+            row = original(self, plan, encoding)
+            return row and module.Row(row.ids, [change(row.ids, *span) for span in row.spans])
+
+        module.Masker.trace = trace
+
+    return patch
+
+
+def _set(name: str, value: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def change(thing: Any) -> Any:
+        setattr(thing, name, value(getattr(thing, name)))
+        return thing
+
+    return change
+
+
+def _one_layer_fewer(lora: Any) -> Any:
+    lora.layers_to_transform, lora.layers_pattern = [1, 2, 3], "layers"
+    return lora
+
+
+def _entropy(value: Any) -> Any:
+    """The model comes back, and whatever was seeded is forgotten."""
+    import torch
+
+    torch.seed()
+    return value
+
+
+def _no_seed(module: Any) -> None:
+    """The trainer seeds from its arguments; here those hold the clock's idea of a seed."""
+    _changed_result("load_model", _entropy)(module)
+    _changed_result("sft_config", _set("seed", lambda _: _drawn()))(module)
+
+
+def _drawn() -> int:
+    import secrets
+
+    return secrets.randbelow(2**31)
+
+
+def _other_order(module: Any) -> None:
+    original = module.batch_sampler
+    module.batch_sampler = lambda lengths, size, seed: original(lengths, size, _drawn())
+
+
+def _test_is_train(module: Any) -> None:
+    original = module.RunDir.read_lines
+    module.RunDir.read_lines = lambda self, name: original(self, "train" if name == "test" else name)
+
+
+def _tokens_of_train(module: Any) -> None:
+    original = module.load_tokens
+
+    def load_tokens(run: Any) -> Any:
+        manifest, tokens = original(run)
+        return manifest, {**tokens, "test": tokens["train"]}
+
+    module.load_tokens = load_tokens
+
+
+def _never_on(module: Any) -> None:
+    module.Trained.tuned = module.Trained.base
+
+
+def _fresh_adapter(module: Any) -> None:
+    """As when the names in the file fit nothing in the model: PEFT warns and leaves the new matrices."""
+
+    def attach(adapter: Any, base: Any, device: str) -> Any:
+        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+        kept = {name: value for name, value in adapter.settings.items() if name in ("r", "lora_alpha", "target_modules")}
+        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **kept)).eval()
+        module.check_applied(adapter, get_peft_model_state_dict(model))
+        return model
+
+    module._attach = attach
+
+
+def _no_template_in_file(module: Any) -> None:
+    original = module.write_model_file
+
+    def write_model_file(path: Any, file_type: str, config: Any, tensors: Any, vocabulary: Any, name: str) -> Any:
+        return original(path, file_type, config, tensors, dataclasses.replace(vocabulary, template=None), name)
+
+    module.write_model_file = write_model_file
+
+
+def _half_scale(module: Any) -> None:
+    original = module._merge_in_float32
+
+    def merge(model: Any) -> Any:
+        for layer in model.modules():
+            if isinstance(getattr(layer, "scaling", None), dict):
+                layer.scaling = {name: value / 2 for name, value in layer.scaling.items()}
+        return original(model)
+
+    module._merge_in_float32 = merge
+
+
+_MASKING, _RECIPE = "mac_lora_helpers.data.masking", "mac_lora_helpers.training.recipe"
+_LOADING = "mac_lora_helpers.evaluation.loading"
+
+PLANTS: dict[str, Plant] = {
+    "learning_rate_x10": Plant(
+        "The learning rate is ten times what was asked for",
+        "train",
+        ("train_log[0].learning_rate",),
+        {_RECIPE: _changed_result("sft_config", _set("learning_rate", lambda rate: 10 * rate))},
+    ),
+    "mask_dropped": Plant(
+        "Prompts are trained too",
+        "data",
+        ("data.manifest.tokens.supervised",),
+        {_MASKING: _spans(lambda ids, start, end: (0, len(ids)))},
+    ),
+    "eos_lost": Plant(
+        "The end token is no longer trained",
+        "data",
+        ("data.end_tokens", "data.manifest.tokens.supervised"),
+        {_MASKING: _spans(lambda ids, start, end: (start, end - 1))},
+    ),
+    "template_changed": Plant(
+        "The chat template writes a blank line that it did not write before",
+        "data",
+        ("data.manifest.fingerprint_parts.template.False", "data.manifest.tokens.total"),
+        {
+            "mac_lora_helpers.data.tokenizer": _changed_result(
+                "load_tokenizer", _set("chat_template", lambda t: t.replace(r"\n'", r"\n\n'"))
+            )
+        },
+    ),
+    "one_layer_fewer": Plant(
+        "LoRA leaves out the lowest layer",
+        "train",
+        ("train_metrics.trainable_parameters",),
+        {_RECIPE: _changed_result("lora_config", _one_layer_fewer)},
+    ),
+    "seed_ignored": Plant(
+        "LoRA's initial matrices do not come from the seed",
+        "train",
+        ("train_log[0].grad_norm",),
+        {_RECIPE: _no_seed},
+    ),
+    "order_seed_ignored": Plant(
+        "The order of the rows does not come from the seed",
+        "train",
+        ("train_log[0].loss",),
+        {"mac_lora_helpers.data.batches": _other_order},
+    ),
+    "evaluated_on_train": Plant(
+        "The evaluation asks rows of the training split",
+        "answers",
+        ("eval.seen", "eval.prompts", "eval.metrics.base.loss"),
+        {"mac_lora_helpers.artifacts": _test_is_train, "mac_lora_helpers.data.manifest": _tokens_of_train},
+    ),
+    "adapter_off": Plant(
+        "The evaluation answers without the adapter",
+        "answers",
+        ("eval.metrics.tuned.loss", "eval.metrics.tuned.exact_match"),
+        {_LOADING: _never_on},
+    ),
+    "adapter_not_applied": Plant(
+        "The adapter's names fit nothing, so untrained matrices stand in the model",
+        "answers",
+        (),
+        {_LOADING: _fresh_adapter},
+        stops="adapter",
+    ),
+    "gguf_template_dropped": Plant(
+        "The GGUF files are written without the chat template",
+        "export",
+        ("export.gguf_template", "export.equivalence[GGUF F16].passed"),
+        {"mac_lora_helpers.export.gguf_file": _no_template_in_file},
+        stops="does not say what the adapter says",
+    ),
+    "gguf_template_not_read": Plant(
+        "The chat template is not read from the tokenizer, by the export and by its check alike",
+        "export",
+        ("export.gguf_template",),
+        {
+            "mac_lora_helpers.export.gguf_tokenizer": _changed_result(
+                "read_vocabulary", lambda vocabulary: dataclasses.replace(vocabulary, template=None)
+            )
+        },
+    ),
+    "labels_shifted": Plant(
+        "Labels stand one token too early",
+        "data",
+        ("data.end_tokens",),
+        {_MASKING: _spans(lambda ids, start, end: (start - 1, end - 1))},
+    ),
+    "wrong_alpha": Plant(
+        "The adapter is scaled by half",
+        "train",
+        ("adapter.adapter_config.lora_alpha", "train_log[1].loss"),
+        {_RECIPE: _changed_result("lora_config", _set("lora_alpha", lambda alpha: alpha // 2))},
+    ),
+    "merged_at_half_scale": Plant(
+        "The merge forgets half of the scale",
+        "export",
+        (),
+        {"mac_lora_helpers.export.merge_adapter": _half_scale},
+        stops="merged",
+    ),
+}
