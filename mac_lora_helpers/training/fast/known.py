@@ -45,11 +45,15 @@ class Parts:
 def require_known(trainer: Any) -> None:
     """Raises Unknown with the first difference found."""
 
-    model = trainer.model
-    base = model.get_base_model() if hasattr(model, "get_base_model") else None
-    if base is None:
+    if not hasattr(trainer.model, "get_base_model"):
         raise Unknown("the model has no PEFT adapter")
     _require_trainer(trainer)
+    require_known_model(trainer.model)
+
+
+def require_known_model(model: Any) -> None:
+    """Raises Unknown with the first difference found in a PEFT model; one without weights (device ``meta``) will do."""
+    base = model.get_base_model()
     _require_family(base)
     _require_head(base)
     _require_trained(model, base)
