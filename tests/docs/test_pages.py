@@ -48,7 +48,8 @@ def blocks(file: Path) -> list[Block]:
 
 
 def named(chosen):
-    return [pytest.param(block, id=block.name) for block in chosen]
+    """Parameters with a name; the whole environment check takes a while and is tested elsewhere too."""
+    return [pytest.param(block, id=block.name, marks=[pytest.mark.slow] if "mac-lora doctor" in block.text else []) for block in chosen]
 
 
 FILES = [block for file in PAGES for block in blocks(file) if block.mark == "file"]
@@ -68,7 +69,9 @@ def folder(tmp_path_factory):
     rows.write_text("".join(smoke.data_files()["train"].read_text().splitlines(keepends=True)[:60]))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        config = resolve({"data_files": "few.jsonl", "dataset_id": "embedded", "max_steps": 2, "gradient_accumulation_steps": 1}, {})
+        config = resolve(
+            {"data_files": "few.jsonl", "dataset_id": "embedded", "max_steps": 2, "gradient_accumulation_steps": 1, "fast_path": "off"}, {}
+        )
         run, source = RunDir(config.out_dir), data.load(config)
         found = data.validate(source, config)
         splits, tokenizer = data.split(found, config), data.load_tokenizer(config)
@@ -90,7 +93,12 @@ def test_blocks_run(block, folder, monkeypatch):
         for line in filter(None, lines):
             assert main(shlex.split(line)[1:]) == expected, line
     else:
-        environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            "HOME": str(folder),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+        }
         done = subprocess.run(["bash", "-euc", block.text], env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == expected, done.stderr
 
@@ -164,6 +172,7 @@ def test_every_page_is_reached_from_the_readme():
 SIZES = {"0.5B": (896, 24, 14, 2, 4864), "1.5B": (1536, 28, 12, 2, 8960), "3B": (2048, 36, 16, 2, 11008)}
 
 
+@pytest.mark.slow
 def test_the_table_of_memory_is_what_is_predicted():
     from transformers import AutoConfig
 
