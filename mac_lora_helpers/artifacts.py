@@ -80,7 +80,7 @@ _REFUSALS = {
 }
 
 #: JSON artefacts that carry a digest of themselves: what later stages decide by. Edited or damaged, they are refused.
-SEALED = ("manifest", "train_config", "train_metrics", "eval_metrics", "equivalence")
+SEALED = ("manifest", "train_config", "train_metrics", "eval_metrics")
 
 _TOKEN = re.compile(r"\b(hf|sk|ghp|gho|github_pat|xox[abp])_[A-Za-z0-9_]{16,}")
 

@@ -14,19 +14,21 @@ from typing import Any
 from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS, RunDir
 from mac_lora_helpers.errors import CheckFailed
 
-#: The two files that are the adapter.
+#: The files that are the adapter: the first two always, the tokenizer's where training laid them beside.
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def adapter_digest(folder: Path) -> str | None:
-    """SHA-256 over an adapter's settings and weights; None where one of them cannot be read."""
+    """SHA-256 over an adapter's settings, weights and tokenizer; None where settings or weights cannot be read."""
     digest = hashlib.sha256()
-    for name in FILES:
+    for name in (*FILES, *TOKENIZER):
         try:
             with (folder / name).open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+                digest.update(f"{name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
         except OSError:
-            return None
+            if name in FILES:
+                return None
     return digest.hexdigest()
 
 
@@ -68,8 +70,9 @@ def check_about(run: RunDir, adapter: Path, *names: str) -> None:
 
 
 def _differ(saved: Any, here: dict[str, Any], key: str) -> bool:
-    had = saved.get(key) if isinstance(saved, dict) else None
-    return had is not None and here[key] is not None and had != here[key]
+    had = {**saved.get("conditions", {}), **saved}.get(key) if isinstance(saved, dict) else None
+    unknown = here[key] is None and key != "adapter_digest"  # an adapter that cannot be read is not the one recorded
+    return had is not None and not unknown and had != here[key]
 
 
 def _foreign(what: str, where: str, number: int) -> CheckFailed:

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, atomic_file
+from mac_lora_helpers.artifacts import RunDir, atomic_file, refusal
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.encoding import Encoded
 from mac_lora_helpers.data.sources import Source
@@ -102,9 +102,13 @@ def load_tokens(run: RunDir) -> tuple[dict[str, Any], dict[str, Any]]:
 def _check_rows(run: RunDir, parts: dict[str, Any]) -> None:
     """The rows that were held out, and the others, are the ones that the tokens were made of."""
     for name, digest in parts.get("content", {}).items():
-        with run.need(name).open("rb") as stream:
-            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                raise CheckFailed(f"the {name} rows are not the ones that the tokens were made of", where=f"data/{name}.jsonl", fix=_REMAKE)
+        try:
+            with run.need(name).open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise refusal(error, run.path(name), "read") from None
+        if found != digest:
+            raise CheckFailed(f"the {name} rows are not the ones that the tokens were made of", where=f"data/{name}.jsonl", fix=_REMAKE)
 
 
 def _digest(path: Path) -> str:

@@ -81,8 +81,9 @@ def adapter_folder(run: RunDir, config: Config) -> Path:
         InputError: the named folder has no adapter. MissingArtifact: the run has none.
     """
     if not config.adapter_dir:
+        folder = _sound(run.need("adapter"))
         origin.check_trained(run)
-        return _sound(run.need("adapter"))
+        return folder
     folder = Path(config.adapter_dir).expanduser()
     if not (folder / SETTINGS).is_file():
         raise InputError(

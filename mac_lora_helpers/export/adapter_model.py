@@ -11,7 +11,7 @@ from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS
-from mac_lora_helpers.training.recipe import quiet, settle_threads
+from mac_lora_helpers.training.recipe import first_line, quiet, settle_threads
 
 
 def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
@@ -20,12 +20,9 @@ def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
     Raises:
         InputError: the adapter's modules or shapes are not the base's.
     """
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    with quiet():
-        base = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+    base = _load_base(config)
     settle_threads(base.num_parameters(), "cpu")
     stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     head = untie_if_needed(base, stored)
@@ -38,6 +35,23 @@ def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
         raise InputError(f"the adapter does not fit the base: {reason}", where=where, fix="name the model it was trained on") from error
     model.requires_grad_(False)
     return model.float().eval(), head
+
+
+def _load_base(config: Config) -> Any:
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
+    try:
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(config.model_path, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"the model {portable(config.model_id)!r} cannot be loaded: {first_line(error)}",
+            where="parameter model_id",
+            fix="the model that was trained on, with config.json and *.safetensors weights, at its place",
+        ) from error
 
 
 def load_plain(folder: Path | str) -> Any:

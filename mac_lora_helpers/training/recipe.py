@@ -47,6 +47,7 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
         InputError: the folder or the Hub has no such model, or it needs remote code.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, set_seed
 
     processes.choose_gpu(device.name)
@@ -56,13 +57,13 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                config.model_path, dtype=getattr(torch, dtype.name), trust_remote_code=config.trust_remote_code
+                config.model_path, dtype=getattr(torch, dtype.name), trust_remote_code=config.trust_remote_code, use_safetensors=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"the model {config.model_id!r} cannot be loaded: {first_line(error)}",
                 where="parameter model_id",
-                fix="a folder with config.json and weights, or a Hub id that this machine can reach (`hf auth login` for a gated one)",
+                fix="a folder with config.json and *.safetensors weights, or a Hub id that this machine can reach (`hf auth login` for a gated one)",
             ) from error
     model.to(device.name)
     settle_threads(model.num_parameters(), device.name)

@@ -100,6 +100,8 @@ def _collect_folder(listing: Listing, run: RunDir, folder: Path, kind: str, pref
         name = file.relative_to(folder).as_posix()
         if not file.resolve().is_relative_to(root):
             listing.problems.append(f"{_shown(file, run)}: a link to something outside the run directory")
+        elif not (os.access(file, os.R_OK) and file.exists()):
+            listing.problems.append(f"{_shown(file, run)}: cannot be read")
         elif reason := _left_out(file, name, kind):
             listing.left_out.append((_shown(file, run), reason))
         else:

@@ -1,0 +1,154 @@
+"""Two small finished runs, made once by the stages themselves; tests copy and damage them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+
+from mac_lora_helpers import origin
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import Config, resolve
+
+ROWS = 24
+VALUES = {
+    "preset": "smoke",
+    "max_steps": 6,
+    "learning_rate": 0.01,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "save_steps": 3,
+    "eval_examples": 2,
+    "max_new_tokens": 4,
+    "gguf_types": "F16",
+    "fast_path": "off",
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run directory and the parameters it was made with."""
+
+    folder: Path
+    values: dict
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.folder)
+
+    @property
+    def config(self) -> Config:
+        return resolve({**self.values, "out_dir": str(self.folder)}, env={})
+
+    def copy(self, to: Path, *without: str) -> Made:
+        """The same run elsewhere, some artefacts left out."""
+        left_out = {str(self.folder / name) for name in without}
+        shutil.copytree(self.folder, to, ignore=lambda place, names: [name for name in names if f"{place}/{name}" in left_out])
+        return Made(to, self.values)
+
+
+def rows(count: int, word: str) -> list[dict]:
+    return [
+        {"messages": [{"role": "user", "content": f"What is {word} {i}?"}, {"role": "assistant", "content": f"It is {word} number {i}."}]}
+        for i in range(count)
+    ]
+
+
+def make(folder: Path, word: str, seed: int, exported: bool = True) -> Made:
+    """Stages 01 to 05 as the notebooks call them; unless ``exported``, the last one only says which adapter it would be about."""
+    from mac_lora_helpers import data, environment
+
+    file = folder.with_name(f"{folder.name}.jsonl")
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(ROWS, word)))
+    made = Made(folder, {**VALUES, "data_files": str(file), "seed": seed, "lora_alpha": 32 * seed})
+    run, config = made.run, made.config
+    run.write_json("environment", environment.check_environment(config).to_dict())
+    source = data.load(config)
+    found = data.validate(source, config)
+    splits = data.split(found, config)
+    data.save(run, source, found, splits, data.encode(splits, data.load_tokenizer(config), config), config)
+    train(made)
+    evaluate(made)
+    if exported:
+        export(made)
+    else:
+        about = origin.adapter_digest(run.need("adapter"))
+        run.write_json("equivalence", {"passed": None, "artefacts": [], "control": {}, "conditions": {"adapter_digest": about}})
+    return made
+
+
+def train(made: Made) -> None:
+    from mac_lora_helpers import data, training
+
+    run, config = made.run, made.config
+    manifest, tokens = data.load_tokens(run)
+    config = config.inherit(manifest["config"], "data", made_by="02_data_formatting.ipynb")
+    device, dtype = training.place(run, config)
+    model = training.load_model(config, device, dtype)
+    lora, args = training.lora_config(config, model), training.sft_config(config, run, device, dtype)
+    trainer = training.build_trainer(model, data.load_tokenizer(config), tokens, lora, args, run, config, on_log=lambda log: None)
+    result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
+    training.save_adapter(trainer, run, config)
+    training.finish(trainer, result, run, config)
+
+
+def evaluate(made: Made) -> None:
+    from mac_lora_helpers import data, evaluation
+
+    run = made.run
+    config = made.config.inherit(run.config("train_config"), "data", "training", made_by="03_lora_training.ipynb")
+    _, tokens = data.load_tokens(run)
+    trained = evaluation.load(run, config)
+    losses = evaluation.compare_losses(trained, tokens["test"])
+    answers = evaluation.compare_answers(trained, run.read_lines("test"), config)
+    evaluation.save(run, evaluation.score(losses, answers), answers, trained)
+
+
+def export(made: Made) -> None:
+    from mac_lora_helpers import export as out
+
+    run = made.run
+    config = made.config.inherit(run.config("train_config"), "data", "training", made_by="03_lora_training.ipynb")
+    out.merge(run, config)
+    out.write_engine_files(run, config)
+    out.check_equivalence(run, config)
+    out.write_card(run, config)
+    out.write_job(run, config)
+    out.push(out.plan_push(run, config), run)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> tuple[Made, Made]:
+    root = tmp_path_factory.mktemp("runs")
+    return make(root / "one", "red", 1), make(root / "two", "blue", 2, exported=False)
+
+
+@pytest.fixture
+def finished(whole) -> Made:
+    """The finished run itself; not to be changed."""
+    return whole[0]
+
+
+@pytest.fixture
+def made(whole, tmp_path) -> Made:
+    """A fresh copy of a finished run."""
+    return whole[0].copy(tmp_path / "run")
+
+
+@pytest.fixture
+def light(whole, tmp_path) -> Made:
+    """The same without the large files: checkpoints and exported models."""
+    return whole[0].copy(tmp_path / "run", "checkpoints", "export/merged", "export/gguf", "export/mlx")
+
+
+@pytest.fixture
+def other(whole) -> Made:
+    """Another finished run, with other data and another seed; not to be changed."""
+    return whole[1]
