@@ -105,12 +105,20 @@ def decide_dtype(asked: str, device: str, facts: dict[str, Any]) -> Choice:
     return Choice("bfloat16", f"asked for; a training step in bfloat16 on {device} agrees with float32; {bfloat16_speed(device, facts)}")
 
 
+#: Why float16 weights are not trained on, by device. On CUDA it would take loss scaling, whose first steps overflow by
+#: design: the guard against infinite gradients could not tell them from a broken training.
+_NO_FLOAT16 = {
+    "mps": "its small range overflows and the loss becomes NaN",
+    "cpu": "the CPU gains nothing and its range overflows",
+    "cuda": "its small gradients vanish without loss scaling, which this recipe does not do; bfloat16 needs none",
+}
+
+
 def _decide_float16(device: str) -> Choice:
-    if device == "cuda":
-        return Choice("float16", "asked for; on CUDA it needs loss scaling, bfloat16 does not")
-    why = "its small range overflows and the loss becomes NaN" if device == "mps" else "the CPU gains nothing and its range overflows"
     raise InputError(
-        f"dtype=float16 is refused on {device}: {why}", where="parameter dtype", fix="use dtype=float32, or try dtype=bfloat16"
+        f"dtype=float16 is refused on {device}: {_NO_FLOAT16.get(device, _NO_FLOAT16['mps'])}",
+        where="parameter dtype",
+        fix="use dtype=float32, or try dtype=bfloat16",
     )
 
 
