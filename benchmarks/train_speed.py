@@ -60,6 +60,10 @@ BARS = {
 }
 
 
+#: Seconds that each product is repeated for to find the GEMM peak.
+SUSTAINED = 1.0
+
+
 def model_config(shape: str) -> Any:
     """A Qwen2 configuration of one of the shapes."""
     from transformers import AutoConfig
@@ -191,7 +195,11 @@ def clocks(options: argparse.Namespace) -> list[float]:
 
 
 def gemm_peak(options: argparse.Namespace) -> list[float]:
-    """The best rate of PyTorch's float32 product over the step's largest shapes, in FLOP/s by wall clock and CPU time."""
+    """The rate of PyTorch's float32 product that the chip sustains, in FLOP/s by wall clock and CPU time.
+
+    The best of three shapes (the step's two largest products in a layer, and a square), each repeated for ``SUSTAINED``
+    seconds: a step takes seconds too, and no chip holds the rate of a single lucky product for that long.
+    """
     import torch
 
     shape, best = SHAPES[options.shape], [0.0, 0.0]
@@ -199,11 +207,13 @@ def gemm_peak(options: argparse.Namespace) -> list[float]:
     w = torch.randn(shape["intermediate_size"], shape["hidden_size"], device=options.device)
     square = torch.randn(1536, 1536, device=options.device)
     for left, right in ((x, w.t()), (x @ w.t(), w), (square, square)):
-        for _ in range(4):
-            start = clocks(options)
+        left @ right
+        start, products = clocks(options), 0
+        while (taken := [end - begin for end, begin in zip(clocks(options), start, strict=True)])[0] < SUSTAINED:
             left @ right
-            rates = (2 * left.shape[0] * left.shape[1] * right.shape[1] / (b - a) for a, b in zip(start, clocks(options), strict=True))
-            best = [max(pair) for pair in zip(best, rates, strict=True)]
+            products += 1
+        work = 2 * left.shape[0] * left.shape[1] * right.shape[1] * products
+        best = [max(rate, work / seconds) for rate, seconds in zip(best, taken, strict=True)]
     return best
 
 
