@@ -42,7 +42,8 @@ def _evaluation(run: RunDir) -> str:
     base, tuned = found["base"]["exact_match"], found["tuned"]["exact_match"]
     if base is None or tuned is None:
         return f"evaluation  loss {found['base']['loss']:.3f} → {found['tuned']['loss']:.3f} on held-out rows: {found['outcome']}"
-    return f"evaluation  right on {found['examples']} held-out questions: {base:.0%} before, {tuned:.0%} after: {found['outcome']}"
+    right = f"right on {found['examples']} held-out questions: {base:.0%} before, {tuned:.0%} after"
+    return f"evaluation  {right}; loss {found['base']['loss']:.3f} → {found['tuned']['loss']:.3f}: {found['outcome']}"
 
 
 def _export(run: RunDir) -> str:
