@@ -18,6 +18,7 @@ from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.suite.job_commands import add_job
 from mac_lora_helpers.troubleshooting import explain
 
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check-data", _check_data, "load and validate data, train nothing", names)
     check.add_argument("paths", nargs="+", metavar="PATH", help="data files")
     _add_regress(commands)
+    add_job(commands, lambda actions, name, text: _command(actions, name, _job, text, names))
     estimate = _command(commands, "estimate", _estimate, "memory that a training run would take, and whether it fits", names)
     for command in (doctor, check, estimate):
         command.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
@@ -133,20 +135,34 @@ def _train(arguments: argparse.Namespace) -> int:
     return train(_config(_explicit(arguments, out_dir=arguments.run_dir)))
 
 
+def _job(arguments: argparse.Namespace) -> int:
+    from mac_lora_helpers.suite.job_commands import run_job_command
+
+    config = _config(_explicit(arguments, out_dir=arguments.run_dir))
+    return run_job_command(arguments.action, config, getattr(arguments, "follow", False), getattr(arguments, "into", None))
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers import environment
-    from mac_lora_helpers.ui.tables import checks_table
 
     report = environment.check_environment(_config(_explicit(arguments)))
     result = report.to_dict()
     if arguments.json:
         _print_json(result)
     else:
-        print(checks_table(report.checks))
+        print(_findings(report.checks))
         print(f"\nverdict: {report.verdict.where}")
         print("\n".join(f"  {reason}" for reason in report.verdict.reasons))
     failed = any(check["status"] == "fail" for check in result["checks"])
     return 1 if failed or result["verdict"]["where"] == "unsupported" else 0
+
+
+def _findings(checks: Sequence[Any]) -> str:
+    try:
+        from mac_lora_helpers.ui.tables import checks_table
+    except ImportError:  # what draws is missing, which is one of the findings
+        return "\n".join(f"{c.name}: {c.status}: {c.detail}{f'; to do: {c.fix}' if c.fix else ''}" for c in checks)
+    return str(checks_table(checks))
 
 
 def _check_data(arguments: argparse.Namespace) -> int:

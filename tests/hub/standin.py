@@ -5,8 +5,9 @@
         HfApi(endpoint=hub.url, token=token).create_repo("alice/model")
 
 It speaks what ``huggingface_hub`` 2.4 asks with Xet switched off (``HF_HUB_DISABLE_XET=1``): accounts, model
-repositories, LFS uploads, commits and downloads; and jobs, with the bucket (over Xet) that carries a job's script. ``hub.fail(...)`` makes chosen requests go wrong. It can run as
-a process of its own too: ``python -m hub.standin --user alice``.
+repositories, LFS uploads, commits and downloads; and jobs, with the bucket (over Xet) that carries a job's script.
+``hub.fail(...)`` makes chosen requests go wrong. It can run as a process of its own too:
+``python -m hub.standin --user alice``.
 """
 
 from __future__ import annotations

@@ -62,3 +62,23 @@ def test_a_job_that_may_not_push_stops_before_it_trains(job, hub, tmp_path):
     assert done.returncode == 1
     assert "alice/from-the-cloud: the login mallory may not write there" in done.stderr
     assert not (job.folder / "outputs" / "job" / "data").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(job, tmp_path):
+    """A flavor with two GPUs, with two CPU processes in their place: the same batch in every step, so the same losses."""
+    from mac_lora_helpers.config import resolve as resolved
+
+    environment = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = ["--any-device", "--device", "cpu", "--no-push", "--max-steps", "4"]
+    logs = {}
+    for count in (1, 2):
+        out = tmp_path / f"out{count}"
+        words = [sys.executable, str(job.folder / "train_job.py"), *options, "--processes", str(count), "--out", str(out)]
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert f"{count} processes" in done.stdout or count == 1
+        logs[count] = [row["loss"] for row in RunDir(out).read_lines("train_log") if row.get("loss") is not None]
+        assert RunDir(out).read_json("train_metrics")["steps"] == 4
+    assert logs[1] == pytest.approx(logs[2], abs=1e-5)
+    assert resolved({}, env={}).gradient_accumulation_steps % 2 == 0

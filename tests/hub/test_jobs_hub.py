@@ -209,9 +209,9 @@ FAULTS = {
     "404": ("knows no job or account", "typing errors"),
     "409": ("busy with another change", "wait a minute"),
     "413": ("larger than the Hub accepts", "on the Hub"),
-    "429": ("too many requests", "starts no second one"),
+    "429": ("too many requests", "none is started twice"),
     "500": ("trouble of its own (status 500)", "status.huggingface.co"),
-    "503": ("trouble of its own (status 503)", "starts no second one"),
+    "503": ("trouble of its own (status 503)", "none is started twice"),
     "422": ("does not accept this job", "correct what it names"),
     "0": ("cannot be reached", "check the connection"),
 }
@@ -270,7 +270,7 @@ def test_an_account_that_cannot_pay_and_a_flavor_that_is_gone(made, hub, alice):
         submit_job(run, config)
     config.job_flavor = "h200"  # known to the client, not to this Hub
     write_job(run, config)
-    with pytest.raises(HubError, match="does not accept this job: .*Invalid flavor: h200"):
+    with pytest.raises(HubError, match=r"does not accept this job: .*Invalid flavor: h200"):
         submit_job(run, config)
 
 
@@ -339,7 +339,7 @@ def test_a_result_of_something_else_is_refused(finished, tmp_path, path, values,
     with pytest.raises(CheckFailed, match=match):
         fetch_job(run, into=tmp_path / "back")
     assert not (tmp_path / "back").exists()
-    assert os.listdir(tmp_path) and not [name for name in os.listdir(tmp_path) if name.startswith(".back")]
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".back")]
 
 
 def test_a_damaged_adapter_is_refused(finished, tmp_path):

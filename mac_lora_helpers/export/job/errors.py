@@ -12,7 +12,7 @@ from mac_lora_helpers.export.hub.errors import HubError
 
 T = TypeVar("T")
 
-_SAFE = "Run this step again: it finds a job that was started all the same, and starts no second one."
+_SAFE = "Then run this step again: a job that was started is found, and none is started twice."
 #: As ``hub.errors.SENTENCES``, of jobs. ``{repo}`` is the job or, before it has an id, its namespace.
 SENTENCES: dict[int, tuple[str, str]] = {
     **errors.SENTENCES,

@@ -102,7 +102,7 @@ def _local(run: RunDir, config: Config, folder: Path, steps: int) -> dict[str, A
     saved = run.config("train_config")
     trained = {name: saved[name] for name in config.names("data", "training") if name in saved}
     short = {"max_steps": steps, "logging_steps": 1, "out_dir": str(folder)}
-    return job_script.train(scratch, resolve({**config.model_dump(), **trained, **short}, env={}), trace=True) or {}
+    return job_script.traced(scratch, resolve({**config.model_dump(), **trained, **short}, env={}))
 
 
 def _job(script: Path, folder: Path, steps: int, device: str, python: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     options.out = Path(options.out).expanduser().resolve()
     options.trace = Path(options.trace).expanduser().resolve() if options.trace else None
+    options.inputs = Path(options.inputs or Path(__file__).with_name("inputs.zip")).resolve()
     archive = _inputs_archive(options.inputs)
     with tempfile.TemporaryDirectory(prefix="mac-lora-job-") as folder:
         unpack(Path(folder), archive)
@@ -58,14 +60,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-push", action="store_true", help="leave the result in the run directory")
     parser.add_argument("--max-steps", type=int, help="a shorter run than the recipe's")
     parser.add_argument("--device", choices=["auto", "mps", "cuda", "cpu"], help="instead of the best there is")
+    parser.add_argument("--processes", type=int, default=JOB.get("processes", 1), help="that train together; default: the flavor's GPUs")
+    parser.add_argument("--one-of-several", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--trace", help="a file for every batch's digest, every loss and all arguments; stops after training")
     return parser.parse_args(arguments)
 
 
-def _inputs_archive(given: str | None) -> bytes:
+def _inputs_archive(path: Path) -> bytes:
     if not JOB["inputs_sha256"]:
         return b""
-    path = Path(given) if given else Path(__file__).with_name("inputs.zip")
     if not path.is_file():
         sys.exit(f"the job's local files are missing: {path.name}\n  to do: use the command in command.txt, which sends them along")
     return path.read_bytes()
@@ -86,29 +89,67 @@ def unpack(folder: Path, archive: bytes) -> None:
 def work(options: argparse.Namespace) -> None:
     """Data, fingerprint, training, evaluation, push."""
     from mac_lora_helpers.artifacts import RunDir
-    from mac_lora_helpers.config import resolve
 
-    changes = {name: value for name in ("max_steps", "device") if (value := getattr(options, name)) is not None}
-    changes |= {"logging_steps": 1} if options.trace else {}
-    config = resolve({**JOB["parameters"], "out_dir": str(options.out), "push": not options.no_push, **changes}, env={})
-    run = RunDir(options.out)
+    config, run = _config(options), RunDir(options.out)
+    if options.one_of_several:
+        return _train_together(run, config, options.processes)
     if not options.check:
         if JOB["gpu"] and not options.any_device:
-            _require_gpu()
+            _require_gpu(options.processes)
         if config.push:
             _require_access(config)
     make_data(run, config)
     if options.check:
-        return
-    trace = train(run, config, trace=bool(options.trace))
-    if trace is not None:
-        options.trace.write_text(json.dumps(trace), encoding="utf-8")
-        return
+        return None
+    if options.trace:
+        options.trace.write_text(json.dumps(traced(run, config)), encoding="utf-8")
+        return None
+    train(run, config) if options.processes == 1 else _launch(options)
     evaluate(run, config)
-    publish(run, config)
+    return publish(run, config)
 
 
-def _require_gpu() -> None:
+def _config(options: argparse.Namespace) -> Any:
+    from mac_lora_helpers.config import resolve
+
+    changes = {name: value for name in ("max_steps", "device") if (value := getattr(options, name)) is not None}
+    changes |= {"logging_steps": 1} if options.trace else {}
+    return resolve({**JOB["parameters"], "out_dir": str(options.out), "push": not options.no_push, **changes}, env={})
+
+
+def _train_together(run: Any, config: Any, wanted: int) -> None:
+    from mac_lora_helpers.errors import CheckFailed
+
+    if os.environ.get("WORLD_SIZE") != str(wanted):
+        found = os.environ.get("WORLD_SIZE", "1")
+        raise CheckFailed(f"{wanted} processes were to train together, {found} were started", where="accelerate launch")
+    train(run, config)
+
+
+def _launch(options: argparse.Namespace) -> None:
+    """This script again in several processes, one for each GPU, for the training alone; they share the recipe's batch."""
+    from mac_lora_helpers.errors import CheckFailed
+
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(options.processes), "--num_machines", "1"]
+    # On CPUs too the option is called so; with --cpu accelerate starts one process, whatever number it is given.
+    words += ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    words += [str(Path(__file__).resolve()), str(options.inputs), "--out", str(options.out), "--one-of-several"]
+    words += ["--processes", str(options.processes)]
+    words += [
+        word
+        for name in ("max_steps", "device")
+        if (value := getattr(options, name))
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    code = subprocess.run(words, check=False).returncode
+    if code:
+        where = f"exit {code} of accelerate launch"
+        raise CheckFailed(
+            f"training in {options.processes} processes failed", where=where, fix="the first error in the lines above says why"
+        )
+
+
+def _require_gpu(count: int) -> None:
     import torch
 
     from mac_lora_helpers.errors import CheckFailed
@@ -118,6 +159,10 @@ def _require_gpu() -> None:
             f"the flavor {JOB['flavor']} has a GPU, but torch {torch.__version__} cannot use it",
             where=f"torch was built for CUDA {torch.version.cuda}",
             fix="the driver may be older than that: try another flavor, or --any-device to train on the CPU",
+        )
+    if torch.cuda.device_count() < count:
+        raise CheckFailed(
+            f"{count} GPUs were asked for, and {torch.cuda.device_count()} are here", where=f"flavor {JOB['flavor']}", fix="--processes"
         )
 
 
@@ -170,28 +215,30 @@ def _different(there: dict[str, Any], here: dict[str, Any], prefix: str = "") ->
     return names
 
 
-def train(run: Any, config: Any, trace: bool = False) -> dict[str, Any] | None:
-    """Notebook 03. With ``trace``: nothing is audited, and what was trained on is returned, for a comparison."""
+def train(run: Any, config: Any) -> None:
+    """Notebook 03; in each of several processes, or in the only one."""
+    from mac_lora_helpers import training
+
+    metrics = training.run_training(run, config, on_log=_print_log, made_by="this job")
+    if metrics is not None:
+        print(f"loss {metrics['first_loss']:.4g} → {metrics['last_loss']:.4g} in {metrics['steps']} steps", flush=True)
+
+
+def traced(run: Any, config: Any) -> dict[str, Any]:
+    """Notebook 03's training, not audited and not saved: what was trained on and what came out, for a comparison."""
     from mac_lora_helpers import data, training
 
     manifest, tokens = data.load_tokens(run)
     config = config.inherit(manifest["config"], "data", made_by="this job")
     device, dtype = training.place(run, config)
-    print(f"training on {device.name} ({device.reason}) in {dtype.name}", flush=True)
     model = training.load_model(config, device, dtype)
-    args = training.sft_config(config, run, device, dtype)
-    lora = training.lora_config(config, model)
+    args, lora = training.sft_config(config, run, device, dtype), training.lora_config(config, model)
     trainer = training.build_trainer(model, data.load_tokenizer(config), tokens, lora, args, run, config, on_log=_print_log)
-    batches = _trace_batches(trainer) if trace else []
-    result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
-    if trace:
-        losses = [row["loss"] for row in run.read_lines("train_log") if row.get("loss") is not None]
-        resolved = {"SFTConfig": args.to_dict(), "LoraConfig": lora.to_dict(), "config": config.model_dump()}
-        return {"resolved": _plain(resolved), "batches": batches, "losses": losses, "fingerprint": manifest["fingerprint"]}
-    training.save_adapter(trainer, run, config)
-    metrics = training.finish(trainer, result, run, config)
-    print(f"loss {metrics['first_loss']:.4g} → {metrics['last_loss']:.4g} in {metrics['steps']} steps", flush=True)
-    return None
+    batches = _trace_batches(trainer)
+    trainer.train()
+    losses = [row["loss"] for row in run.read_lines("train_log") if row.get("loss") is not None]
+    resolved = {"SFTConfig": args.to_dict(), "LoraConfig": lora.to_dict(), "config": config.model_dump()}
+    return {"resolved": _plain(resolved), "batches": batches, "losses": losses, "fingerprint": manifest["fingerprint"]}
 
 
 def _trace_batches(trainer: Any) -> list[str]:
