@@ -9,8 +9,9 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.training import memory
-from mac_lora_helpers.training.forecast import predict_memory, turn_down
+from mac_lora_helpers.training.forecast import predict_memory
 from mac_lora_helpers.training.recipe import first_line
+from mac_lora_helpers.training.savings import turn_down
 
 #: Share of the free memory that a training may plan for; the rest is for the system and what else runs.
 SHARE = 0.9

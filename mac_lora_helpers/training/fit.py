@@ -96,7 +96,7 @@ def fit(
 
 
 def _advice(config: Config, model_config: Any, forecast: MemoryForecast, available: int, device: str) -> list[str]:
-    from mac_lora_helpers.training.forecast import turn_down
+    from mac_lora_helpers.training.savings import turn_down
 
     return [turn_down(config, model_config, forecast, available, device)]
 

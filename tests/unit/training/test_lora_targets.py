@@ -6,7 +6,7 @@ from training_rows import dataset, rows
 
 from mac_lora_helpers import training
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.training.activations import meta_model
+from mac_lora_helpers.training.dry_run import meta_model
 from mac_lora_helpers.training.fast.known import FAMILIES as KNOWN
 from mac_lora_helpers.training.targets import FAMILIES, linear_modules
 

