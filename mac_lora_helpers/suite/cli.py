@@ -144,25 +144,18 @@ def _job(arguments: argparse.Namespace) -> int:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers import environment
+    from mac_lora_helpers.ui.tables import checks_table
 
     report = environment.check_environment(_config(_explicit(arguments)))
     result = report.to_dict()
     if arguments.json:
         _print_json(result)
     else:
-        print(_findings(report.checks))
+        print(checks_table(report.checks))
         print(f"\nverdict: {report.verdict.where}")
         print("\n".join(f"  {reason}" for reason in report.verdict.reasons))
     failed = any(check["status"] == "fail" for check in result["checks"])
     return 1 if failed or result["verdict"]["where"] == "unsupported" else 0
-
-
-def _findings(checks: Sequence[Any]) -> str:
-    try:
-        from mac_lora_helpers.ui.tables import checks_table
-    except ImportError:  # what draws is missing, which is one of the findings
-        return "\n".join(f"{c.name}: {c.status}: {c.detail}{f'; to do: {c.fix}' if c.fix else ''}" for c in checks)
-    return str(checks_table(checks))
 
 
 def _check_data(arguments: argparse.Namespace) -> int:

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS, atomic_file, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.suite.regress.cases import Case
@@ -107,6 +105,8 @@ class Running:
 
 def kill_tree(pid: int) -> None:
     """Kills a process and all that it started: kernels have sessions of their own."""
+    import psutil  # not at the top: `doctor` must start without it
+
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(pid)
         for process in [parent, *parent.children(recursive=True)]:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import psutil
-
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.suite.regress.cases import Case
 from mac_lora_helpers.suite.regress.process import RUN, Running, read_result
@@ -125,6 +123,8 @@ class _Room:
 
     def __init__(self, jobs: str) -> None:
         self.most = max(1, (os.cpu_count() or 1) // 2) if jobs == "auto" else int(jobs)
+        import psutil  # not at the top: `doctor` must start without it
+
         self.free = psutil.virtual_memory().available * SHARE
         self.needs: dict[str, int] = {}
 
