@@ -50,3 +50,20 @@ def test_what_draws_and_trains_uninstalled(doctor):
     assert done.returncode == 1
     assert "matplotlib" in done.stdout
     assert "verdict: unsupported" in done.stdout
+
+
+def test_the_way_out_for_an_intel_mac_is_one(recorded, monkeypatch, tmp_path):
+    """Its verdict names ``mac-lora run --preset smoke --from 02``: training must be placed there, without notebook 01."""
+    from mac_lora_helpers import environment, training
+    from mac_lora_helpers.artifacts import RunDir
+    from mac_lora_helpers.config import resolve
+    from mac_lora_helpers.suite.runner import choose
+
+    probe = recorded("intel-old-torch")
+    config = resolve({"preset": "smoke", "out_dir": str(tmp_path / "run")}, {})
+    reasons = environment.check_environment(config, probe).verdict.reasons
+    assert any("`mac-lora run --preset smoke --from 02`" in reason for reason in reasons)
+    monkeypatch.setattr("mac_lora_helpers.environment.device.this_machine", lambda: probe)
+    device, dtype = training.place(RunDir(config.out_dir), config)
+    assert (device.name, dtype.name) == ("cpu", "float32")
+    assert choose(start="02")[0] == "02_data_formatting"
