@@ -3,12 +3,14 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo lab test check docs lock clean
+.PHONY: help demo lab test check regress planted docs lock clean
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
 	@echo "make test   every test; about a quarter of an hour"
 	@echo "make check  formatting, lint, stored notebooks and the quick tests"
+	@echo "make regress  the regression cases against their baselines: outputs/regression/"
+	@echo "make planted  plants faults and looks whether the regression run turns red"
 	@echo "make docs   write docs/troubleshooting.md from its table"
 	@echo "make lock   resolve constraints.txt again from pyproject.toml"
 
@@ -30,6 +32,12 @@ check: $(READY)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m nbstripout --verify --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
 	$(PYTHON) -m pytest -m "not slow and not browser"
+
+regress: $(READY)
+	$(PYTHON) -m mac_lora_helpers regress
+
+planted: $(READY)
+	$(PYTHON) regression/planted/drill.py
 
 docs: $(READY)
 	$(PYTHON) -m mac_lora_helpers.troubleshooting > docs/troubleshooting.md

@@ -123,4 +123,4 @@ def number(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…{text[-8:]}"
+    return text if len(text) <= 20 else f"{text[:8]}…{text[-6:]}"

@@ -15,8 +15,9 @@ def gauge(low: float | None, high: float | None, got: Any, baseline: Any, passed
     if not ends or not is_number(got):
         return ""
     near = [*ends, *([baseline] if is_number(baseline) else [])]
-    span = (max(near) - min(near)) or abs(near[0]) or 1.0
-    left, right = min(*near, got) - 0.3 * span, max(*near, got) + 0.3 * span
+    all_of_it = [*near, got]
+    span = (max(all_of_it) - min(all_of_it)) or abs(got) or 1.0
+    left, right = min(all_of_it) - 0.3 * span, max(all_of_it) + 0.3 * span
     x = _scale(left, right, 0, 150)
     begin, end = x(low if low is not None else left), x(high if high is not None else right)
     mark = f'<circle cx="{x(got):.1f}" cy="8" r="4.5" class="{"good" if passed else "bad"}"/>'
@@ -35,8 +36,8 @@ def curve(points: Sequence[tuple[float, float]], x_name: str, y_name: str) -> st
     x, y = _scale(min(xs), max(xs), 44, 312), _scale(max(ys), min(min(ys), 0.0), 8, 92)
     line = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
     words = [
-        f'<text x="40" y="14" text-anchor="end">{number(float(max(ys)))}</text>',
-        f'<text x="40" y="95" text-anchor="end">{number(float(min(min(ys), 0.0)))}</text>',
+        f'<text x="40" y="14" text-anchor="end">{float(max(ys)):.3g}</text>',
+        f'<text x="40" y="95" text-anchor="end">{float(min(min(ys), 0.0)):.3g}</text>',
         f'<text x="44" y="108">{html.escape(x_name)} {number(xs[0])}</text>',
         f'<text x="312" y="108" text-anchor="end">{number(xs[-1])}</text>',
     ]

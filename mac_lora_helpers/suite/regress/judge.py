@@ -117,12 +117,12 @@ def _present(report: Path, folder: Path, names: list[str]) -> list[str]:
 
 
 def _row(case: Case, band: Band, baseline: Any, report: Path, whole: bool) -> Judged | None:
-    """None: the case stopped before it had this figure; that it stopped is told once, not by every figure that is missing."""
+    """None: no such figure and none expected, or the case stopped before it had it; that it stopped is told once."""
     got = _figure(case, band, report)
-    if got is None and baseline is not None and not whole:
-        return None
     if band.kind == "same":
         baseline = _read(band.case or "", band.metric, report)
+    if got is None and (baseline is None or not whole):
+        return None
     verdict = compare(band, got, baseline)
     file = metrics.place_of(band.metric)
     folder = case_folder(report, case.name).relative_to(report)

@@ -36,7 +36,7 @@ table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: 4px 10px 4px 0; border-bottom: 1px solid var(--rule) }
 th { color: var(--soft); font-weight: 600; white-space: nowrap }
 td.figure { font-variant-numeric: tabular-nums; white-space: nowrap }
-td.metric { overflow-wrap: anywhere; min-width: 15em }
+td.metric { min-width: 15em }
 tr.red { background: color-mix(in srgb, var(--bad) 12%, transparent) }
 .card { background: var(--card); border-left: 4px solid var(--bad); border-radius: 4px; padding: 12px 16px; margin: 16px 0 }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); padding: 10px; border-radius: 4px; margin: 8px 0 }
@@ -100,7 +100,7 @@ def _first(failure: dict[str, Any] | None) -> str:
         text = f"<pre>{_e(failure.get('message') or 'no baseline: ' + ', '.join(failure['metrics']))}</pre>"
     look = f"<p>Look at {_link(failure['file'])}.</p>" if "file" in failure else ""
     link = f'<a href="#{_anchor(failure["case"])}">{_e(failure["case"])}</a>'
-    return f'<div class="card"><strong>First: {link}, {_e(failure["status"])}</strong>{text}{look}</div>'
+    return f'<div class="card"><strong>Look first at {link}: {_e(failure["status"])}</strong>{text}{look}</div>'
 
 
 def _overview(cases: Sequence[dict[str, Any]]) -> str:
@@ -137,7 +137,7 @@ def _case(case: dict[str, Any], folder: Path, past: Sequence[dict[str, Any]]) ->
     parts += [f"<p class='warn-text'>No baseline yet: {_e(', '.join(case['new']))}</p>"] if case["new"] else []
     parts += [_figures(case, folder)]
     rows = sorted(case["metrics"], key=lambda row: row["passed"])
-    heads = ("metric", "baseline", "got", "band", "", "trend", "why so wide")
+    heads = ("metric", "baseline", "got", "band", "trend", "why so wide")
     parts += [_grid(heads, [_row(case["name"], row, past) for row in rows])] if rows else []
     return "".join(parts)
 
@@ -145,7 +145,9 @@ def _case(case: dict[str, Any], folder: Path, past: Sequence[dict[str, Any]]) ->
 def _figures(case: dict[str, Any], folder: Path) -> str:
     parts = [curve(_log(folder / f"cases/{case['name']}/run/train_log.jsonl"), "step", "loss (nats per token)")]
     pictures = [_picture(folder / path, path) for path in case["figures"]]
-    parts += [f"<details><summary>{len(pictures)} figures of the run</summary>{''.join(pictures)}</details>"] if pictures else []
+    if pictures:
+        told = f"{len(pictures)} {'figure' if len(pictures) == 1 else 'figures'} of the run"
+        parts.append(f"<details><summary>{told}</summary>{''.join(pictures)}</details>")
     return "".join(parts)
 
 
@@ -174,12 +176,13 @@ def _row(case: str, row: dict[str, Any], past: Sequence[dict[str, Any]]) -> str:
         next((old["got"] for old in report["cases"].get(case, {}).get("metrics", []) if old.get("metric") == row["metric"]), None)
         for report in past
     ]
+    name = _e(row["metric"]).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    drawn = gauge(row["low"], row["high"], row["got"], row["baseline"], row["passed"])
     cells = [
-        f"<td class='metric'><code>{_e(row['metric'])}</code><br><span class='soft'>{_e(row['about'])}</span></td>",
+        f"<td class='metric'><code>{name}</code><br><span class='soft'>{_e(row['about'])}</span></td>",
         f"<td class='figure' title='{_e(row['baseline'])}'>{_e(number(row['baseline']))}</td>",
         f"<td class='figure' title='{_e(row['got'])}'>{_e(number(row['got']))}</td>",
-        f"<td>{_e(row['kind'])}<br>{_e(row['band'])}<br>{_word(row['passed'])}</td>",
-        f"<td>{gauge(row['low'], row['high'], row['got'], row['baseline'], row['passed'])}</td>",
+        f"<td>{_word(row['passed'])}<br>{_e(row['kind'])}: {_e(row['band'])}{'<br>' + drawn if drawn else ''}</td>",
         f"<td>{spark([*earlier, row['got']])}</td>",
         f"<td class='soft'>{_e(row['reason'])}</td>",
     ]

@@ -44,8 +44,10 @@ CASES = """
 class Project:
     """A folder that the test stands in; ``note(3, code)`` replaces a notebook."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fresh: bool = True) -> None:
         self.folder = folder
+        if not fresh:
+            return
         (folder / "notebooks").mkdir()
         (folder / "regression").mkdir()
         for number in range(1, 6):

@@ -19,7 +19,9 @@ def load(tmp_path, text):
 
 
 def test_a_grid_is_one_case_for_each_combination(tmp_path):
-    text = "defaults: {parameters: {seed: 7}}\ncases:\n- {name: a, grid: {loss_on: [all, completion], lora_r: [4, 8]}, notebooks: [02, 03]}\n"
+    text = (
+        "defaults: {parameters: {seed: 7}}\ncases:\n- {name: a, grid: {loss_on: [all, completion], lora_r: [4, 8]}, notebooks: [02, 03]}\n"
+    )
     suite = load(tmp_path, text)
     assert [case.name for case in suite.cases] == ["a-all-4", "a-all-8", "a-completion-4", "a-completion-8"]
     assert suite.case("a-all-8").parameters == {"seed": 7, "loss_on": "all", "lora_r": 8}
@@ -27,7 +29,8 @@ def test_a_grid_is_one_case_for_each_combination(tmp_path):
 
 
 def test_bands_apply_where_their_figure_is_made(tmp_path):
-    text = f"bands: [{BAND}, {{metric: eval.seen, kind: exact, reason: made by rule}}]\ncases:\n- {{name: a, notebooks: [03]}}\n- {{name: b}}\n"
+    seen = "{metric: eval.seen, kind: exact, reason: made by rule}"
+    text = f"bands: [{BAND}, {seen}]\ncases:\n- {{name: a, notebooks: [03]}}\n- {{name: b}}\n"
     suite = load(tmp_path, text)
     assert [band.metric for band in suite.case("a").bands] == ["train_metrics.steps"]
     assert len(suite.case("b").bands) == 2
@@ -43,7 +46,8 @@ def test_a_case_replaces_and_leaves_out_bands(tmp_path):
 
 def test_choosing_takes_along_what_a_case_needs(tmp_path):
     same = "{metric: train_metrics.last_loss, kind: same, case: b, width: 0.1, reason: the same sums}"
-    text = f"cases:\n- {{name: a, notebooks: [02]}}\n- {{name: b, notebooks: [03], after: a, tags: [t]}}\n- {{name: c, bands: [{same}]}}\n- {{name: d}}\n"
+    text = "cases:\n- {name: a, notebooks: [02]}\n- {name: b, notebooks: [03], after: a, tags: [t]}\n"
+    text += f"- {{name: c, bands: [{same}]}}\n- {{name: d}}\n"
     suite = load(tmp_path, text)
     assert [case.name for case in suite.choose(["c"], [])] == ["a", "b", "c"]
     assert [case.name for case in suite.choose([], ["t"])] == ["a", "b"]
@@ -69,7 +73,11 @@ def test_choosing_takes_along_what_a_case_needs(tmp_path):
         ("cases:\n- name: a\n  after: b\n- name: b\n", 2, "further down"),
         ("cases:\n- name: base\n- name: a\n  after: bsae\n", 3, "did you mean base?"),
         ("cases:\n- name: a\n  without: [train_metrics.step]\n", 3, "did you mean train_metrics.steps?"),
-        ("bands:\n- {metric: eval.metrics.tuned.los, kind: exact, reason: long enough}\ncases:\n- name: a\n", 2, "did you mean eval.metrics.tuned.loss?"),
+        (
+            "bands:\n- {metric: eval.metrics.tuned.los, kind: exact, reason: long enough}\ncases:\n- name: a\n",
+            2,
+            "did you mean eval.metrics.tuned.loss?",
+        ),
         ("bands:\n- {metric: eval.seen, kind: exact, width: 1, reason: long enough}\ncases:\n- name: a\n", 2, "has no width"),
         ("bands:\n- {metric: eval.seen, kind: relative, reason: long enough}\ncases:\n- name: a\n", 2, "needs a width"),
         ("bands:\n- {metric: eval.seen, kind: exact}\ncases:\n- name: a\n", 2, "reason"),
