@@ -180,7 +180,7 @@ class Config(BaseModel):
     job_timeout: Text = _param("2h", "HF Jobs time limit, for example 90m or 2h", "Export", "export", pattern=r"^\d+(\.\d+)?[smhd]$")
     job_overrides: Text = _param(
         "",
-        "what the cloud run shall do differently, for example max_steps=-1, dataset_split=train_sft; listed as differences",
+        "what the cloud run shall do differently, as names with values, comma separated; it is listed",
         "Export",
         "export",
     )
@@ -272,6 +272,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_examples": 120,
         "max_new_tokens": 40,
         "prompt": "What is the capital of France?",
+        "check_parity": True,
     },
 }
 

@@ -31,6 +31,7 @@ _HOMES = {
     "write_job": "job.write",
     "check_parity": "job.parity",
     "ParityReport": "job.parity",
+    "prove_job": "job.parity",
     "job_cost": "job.hardware",
     "submit_job": "job.submit",
     "job_status": "job.submit",

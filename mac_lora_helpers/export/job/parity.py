@@ -5,6 +5,8 @@ Compared: the tokens' fingerprint, every batch (ids and labels, in order), every
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -19,6 +21,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
+from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job import script as job_script
 from mac_lora_helpers.export.job.record import SCRIPT
 
@@ -59,6 +62,8 @@ class ParityReport:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, passed or failed, detail) for a table."""
+        if not self.record["checks"]:
+            return [("parity", "not checked", "check_parity is off")]
         return [(check["name"], "passed" if check["passed"] else "failed", check["detail"]) for check in self.record["checks"]]
 
     def require_passed(self) -> None:
@@ -74,6 +79,9 @@ class ParityReport:
 def check_parity(run: RunDir, config: Config, steps: int = 10, python: Sequence[str] = (sys.executable,)) -> ParityReport:
     """Runs recipe and script side by side for ``steps`` optimizer steps and writes ``export/job/parity.json``.
 
+    What was asked to differ (``job_overrides``) differs on both sides, so that what is compared is the rest; it is listed
+    as allowed. A base that the job takes from the Hub and the local run from a folder is taken from the folder here.
+
     Args:
         config: the local run's, as notebook 05 has it.
         python: what runs the script: this Python, or for example ``("uv", "run")`` for an environment made from its header.
@@ -81,34 +89,55 @@ def check_parity(run: RunDir, config: Config, steps: int = 10, python: Sequence[
     Raises:
         MissingArtifact: no job was written. CheckFailed: the script did not get through.
     """
-    script = run.path("job") / SCRIPT
+    record, script = records.read(run), run.path("job") / SCRIPT
     if not script.is_file():
         fix = "write the job first: export.write_job(run, config)"
         raise MissingArtifact(f"export/job/{SCRIPT} is missing", where=portable(str(run.root)), fix=fix)
+    saved = run.config("train_config")
+    asked = [item["parameter"] for item in record["differences"]]
+    model = saved["model_id"] if "model_id" in asked and Path(saved["model_id"]).expanduser().is_dir() else None
+    more = ["--local-model", str(Path(model).expanduser().resolve())] if model else []
     with tempfile.TemporaryDirectory(prefix="mac-lora-parity-") as scratch:
-        local = _local(run, config, Path(scratch) / "local", steps)
-        job = _job(script, Path(scratch), steps, run.config("train_config").get("device", config.device), python)
-    record = compare(local, job)
-    (run.path("job") / _PARITY).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return ParityReport(record)
+        local = _local(run, config, record, Path(scratch) / "local", steps)
+        job = _job([*python, str(script), *more], Path(scratch), steps, saved.get("device", config.device))
+    compared = compare(local, job, {f"config.{name}": "asked for by job_overrides" for name in asked})
+    (run.path("job") / _PARITY).write_text(json.dumps(compared, indent=2) + "\n", encoding="utf-8")
+    return ParityReport(compared)
 
 
-def _local(run: RunDir, config: Config, folder: Path, steps: int) -> dict[str, Any]:
-    """Notebook 03's calls on the tokens of 02 as they stand, in a run directory of their own."""
-    scratch = RunDir(folder)
-    shutil.copytree(run.need("data"), scratch.path("data"))
+def prove_job(run: RunDir, config: Config) -> ParityReport:
+    """:func:`check_parity` where the parameter of that name is on; an empty report otherwise.
+
+    Differences that ``job_overrides`` asked for are allowed. Raises as :func:`check_parity`.
+    """
+    return check_parity(run, config) if config.check_parity else ParityReport({"passed": False, "checks": []})
+
+
+def _local(run: RunDir, config: Config, record: Mapping[str, Any], folder: Path, steps: int) -> dict[str, Any]:
+    """Notebook 03's calls on the tokens of 02 as they stand, in a run directory of their own; new data are made anew."""
+    scratch, saved = RunDir(folder), run.config("train_config")
     if run.has("environment"):
         shutil.copyfile(run.need("environment"), scratch.path("environment"))
-    saved = run.config("train_config")
     trained = {name: saved[name] for name in config.names("data", "training") if name in saved}
+    asked = {item["parameter"]: record["parameters"][item["parameter"]] for item in record["differences"]}
+    asked |= {name: value for name, value in record["at_home"].items() if name in asked}
+    if "model_id" in asked and Path(saved["model_id"]).expanduser().is_dir():
+        del asked["model_id"]
     short = {"max_steps": steps, "logging_steps": 1, "out_dir": str(folder)}
-    return job_script.traced(scratch, resolve({**config.model_dump(), **trained, **short}, env={}))
+    resolved = resolve({**config.model_dump(), **trained, **asked, **short}, env={})
+    with contextlib.redirect_stdout(io.StringIO()):
+        if record["fingerprint"]:
+            shutil.copytree(run.need("data"), scratch.path("data"))
+        else:
+            job_script.write_data(scratch, resolved)
+        return job_script.traced(scratch, resolved)
 
 
-def _job(script: Path, folder: Path, steps: int, device: str, python: Sequence[str]) -> dict[str, Any]:
+def _job(words: Sequence[str], folder: Path, steps: int, device: str) -> dict[str, Any]:
     trace = folder / "trace.json"
-    words = [*python, str(script), "--any-device", "--no-push", "--max-steps", str(steps), "--device", device]
-    done = subprocess.run([*words, "--trace", str(trace), "--out", str(folder / "job")], capture_output=True, text=True, check=False)
+    options = ["--any-device", "--no-push", "--processes", "1", "--max-steps", str(steps), "--device", device]
+    options += ["--trace", str(trace), "--out", str(folder / "job")]
+    done = subprocess.run([*words, *options], capture_output=True, text=True, check=False)
     if done.returncode or not trace.is_file():
         said = portable(" ".join(done.stderr.strip().splitlines()[-4:]))
         fix = "correct what it names, then write the job again"
@@ -116,10 +145,14 @@ def _job(script: Path, folder: Path, steps: int, device: str, python: Sequence[s
     return json.loads(trace.read_text(encoding="utf-8"))
 
 
-def compare(local: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of two traces: one check each for data, batches, arguments and losses, and the allowed differences."""
-    differing = _differences(local["resolved"], job["resolved"])
-    named = [name for name in differing if name not in ALLOWED]
+def compare(local: Mapping[str, Any], job: Mapping[str, Any], asked: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The record of two traces: one check each for data, batches, arguments and losses, and the allowed differences.
+
+    Args:
+        asked: names that were asked to differ, and why; they are listed as allowed although both traces have them.
+    """
+    differing, allowed = _differences(local["resolved"], job["resolved"]), {**ALLOWED, **(asked or {})}
+    named = [name for name in differing if name not in allowed]
     here, there = local["losses"][:10], job["losses"][:10]
     apart = [abs(a - b) for a, b in zip(here, there, strict=False)]
     same_losses = len(here) == len(there) > 0 and all(difference <= TOLERANCE for difference in apart)  # NaN is no match
@@ -135,7 +168,7 @@ def compare(local: Mapping[str, Any], job: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "passed": all(check["passed"] for check in checks),
         "checks": checks,
-        "allowed": [{"name": name, "why": ALLOWED[name]} for name in differing if name in ALLOWED],
+        "allowed": [{"name": name, "why": allowed[name]} for name in sorted({*differing, *(asked or {})}) if name in allowed],
         "losses": {"local": _finite(here), "job": _finite(there)},
         "tolerance": TOLERANCE,
     }

@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     options.out = Path(options.out).expanduser().resolve()
     options.trace = Path(options.trace).expanduser().resolve() if options.trace else None
+    options.local_model = str(Path(options.local_model).expanduser().resolve()) if options.local_model else None
     options.inputs = Path(options.inputs or Path(__file__).with_name("inputs.zip")).resolve()
     archive = _inputs_archive(options.inputs)
     with tempfile.TemporaryDirectory(prefix="mac-lora-job-") as folder:
@@ -59,6 +60,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--any-device", action="store_true", help="go on without the GPU that the flavor has")
     parser.add_argument("--no-push", action="store_true", help="leave the result in the run directory")
     parser.add_argument("--max-steps", type=int, help="a shorter run than the recipe's")
+    parser.add_argument("--local-model", help="a folder with the base, where this machine has it and need not ask the Hub")
     parser.add_argument("--device", choices=["auto", "mps", "cuda", "cpu"], help="instead of the best there is")
     parser.add_argument("--processes", type=int, default=JOB.get("processes", 1), help="that train together; default: the flavor's GPUs")
     parser.add_argument("--one-of-several", action="store_true", help=argparse.SUPPRESS)
@@ -114,6 +116,7 @@ def _config(options: argparse.Namespace) -> Any:
 
     changes = {name: value for name in ("max_steps", "device") if (value := getattr(options, name)) is not None}
     changes |= {"logging_steps": 1} if options.trace else {}
+    changes |= {"model_id": options.local_model} if options.local_model else {}
     return resolve({**JOB["parameters"], "out_dir": str(options.out), "push": not options.no_push, **changes}, env={})
 
 
