@@ -281,12 +281,14 @@ class RunDir:
         """Path of an artefact that must be there.
 
         Raises:
-            MissingArtifact: it is not; the message names the notebook that makes it.
+            MissingArtifact: it is not; the message names the notebook that makes it. InputError: it may not be read.
         """
         relative, number = ARTIFACTS[name]
         if not os.path.exists(self.root / relative):
             maker = NOTEBOOKS[number - 1] + ".ipynb"
             raise MissingArtifact(f"{relative} is missing", where=portable(str(self.root)), fix=f"run {maker} first (the same out_dir)")
+        if not os.access(self.root / relative, os.R_OK | (os.X_OK if (self.root / relative).is_dir() else 0)):
+            raise refusal(PermissionError(errno.EACCES, ""), self.root / relative, "read")
         return self.root / relative
 
     def read_json(self, name: str) -> Any:

@@ -59,7 +59,7 @@ def running(root: Path, doing: str) -> Iterator[None]:
     """
     mark, before = secrets.token_hex(8), os.environ.get(MARK)
     with _file_lock(root / RUN, doing, mark, patience=0.0):
-        with _file_lock(root / WRITE, doing, mark, patience=PATIENCE):
+        with _file_lock(root / WRITE, doing, "", patience=PATIENCE):
             pass  # a notebook that was writing has ended; from here on it finds the run's lock
         os.environ[MARK] = mark
         try:
@@ -178,7 +178,8 @@ def _greet(path: Path, handle: int, doing: str, mark: str) -> None:
     if left:
         print(f"The lock of a process that has ended was taken over ({who(left)}).", file=sys.stderr if path.name == RUN else sys.stdout)
     os.ftruncate(handle, 0)
-    with contextlib.suppress(OSError):  # on a full disk the lock holds without the name
+    # On a full disk a lock holds without the name; a run's kernels must be able to read its mark.
+    with contextlib.nullcontext() if mark else contextlib.suppress(OSError):
         os.pwrite(handle, json.dumps(_record(doing, mark), ensure_ascii=False).encode("utf-8", "replace"), 0)
 
 

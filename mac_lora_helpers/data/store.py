@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -50,6 +51,11 @@ def scratch_folder(owner: object) -> Path:
     return Path(folder)
 
 
+def _let_go(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # on a full disk the last rows cannot be flushed; that was told where it happened
+        file.close()
+
+
 class RowStore:
     """Rows appended to a temporary file, with the place each came from.
 
@@ -60,7 +66,7 @@ class RowStore:
     def __init__(self, place: Callable[[int, int], str]) -> None:
         self.folder = scratch_folder(self)
         self._file = (self.folder / "rows.jsonl").open("w+b")
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, _let_go, self._file)
         self._offsets = array("Q", [0])
         self._places = array("L")
         self._keys = array("Q")

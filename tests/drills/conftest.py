@@ -61,9 +61,10 @@ def rows(count: int, word: str) -> list[dict]:
     ]
 
 
-def make(folder: Path, word: str, seed: int, exported: bool = True) -> Made:
-    """Stages 01 to 05 as the notebooks call them; unless ``exported``, the last one only says which adapter it would be about."""
+def make(folder: Path, word: str, seed: int) -> Made:
+    """Stages 01 to 04 as the notebooks call them, and of 05 what is quick: the record of a check, and the card."""
     from mac_lora_helpers import data, environment
+    from mac_lora_helpers.export import write_card
 
     file = folder.with_name(f"{folder.name}.jsonl")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(ROWS, word)))
@@ -76,11 +77,9 @@ def make(folder: Path, word: str, seed: int, exported: bool = True) -> Made:
     data.save(run, source, found, splits, data.encode(splits, data.load_tokenizer(config), config), config)
     train(made)
     evaluate(made)
-    if exported:
-        export(made)
-    else:
-        about = origin.adapter_digest(run.need("adapter"))
-        run.write_json("equivalence", {"passed": None, "artefacts": [], "control": {}, "conditions": {"adapter_digest": about}})
+    about = origin.adapter_digest(run.need("adapter"))
+    run.write_json("equivalence", {"passed": None, "artefacts": [], "control": {}, "conditions": {"adapter_digest": about}})
+    write_card(run, config)
     return made
 
 
@@ -112,6 +111,7 @@ def evaluate(made: Made) -> None:
 
 
 def export(made: Made) -> None:
+    """Notebook 05; takes longest."""
     from mac_lora_helpers import export as out
 
     run = made.run
@@ -127,7 +127,7 @@ def export(made: Made) -> None:
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> tuple[Made, Made]:
     root = tmp_path_factory.mktemp("runs")
-    return make(root / "one", "red", 1), make(root / "two", "blue", 2, exported=False)
+    return make(root / "one", "red", 1), make(root / "two", "blue", 2)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from drills.conftest import Made, rows, train
+from drills.conftest import export as write_exports
 from mac_lora_helpers import data, evaluation, training
 from mac_lora_helpers.errors import UserError
 
@@ -326,6 +327,7 @@ def test_damaged_exports_are_not_passed(made):
     """Merged weights, GGUF and the MLX adapter, each damaged, in one check."""
     from mac_lora_helpers import export
 
+    write_exports(made)
     exported = made.folder / "export"
     for path in [*exported.glob("gguf/*.gguf"), exported / "mlx/adapters.safetensors", exported / "merged/model.safetensors"]:
         truncated(path, path)
