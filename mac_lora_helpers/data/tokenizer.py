@@ -27,6 +27,8 @@ def load_tokenizer(config: Config) -> Any:
     from transformers import AutoTokenizer
 
     path = config.model_path
+    if config.trust_remote_code:
+        print(f"trust_remote_code is on: Python code that comes with {portable(config.model_id)} may run on this machine.")
     if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _FILES):  # transformers would make up an empty one
         raise InputError(
             "the model folder has no tokenizer.json",

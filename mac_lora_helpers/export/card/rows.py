@@ -75,6 +75,8 @@ def recipe_rows(found: Mapping[str, Any], saved: Mapping[str, Any]) -> list[tupl
         },
     }
     rows = [(text, _code(values[name])) for name, text in _RECIPE.items() if values.get(name) not in (None, "")]
+    if saved.get("trust_remote_code"):
+        rows.append(("remote code", "`trust_remote_code` was on: Python code that comes with the base model was allowed to run"))
     if metrics:
         loss = f"{_number(metrics.get('first_loss'))} → {_number(metrics.get('last_loss'))}"
         where = f"{metrics.get('device', '?')}, {metrics.get('dtype', '?')}"
