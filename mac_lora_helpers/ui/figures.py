@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import functools
 import gc
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from mac_lora_helpers.ui.picture import Picture
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
 #: Beside blue bars: lighter than they are, so that the two differ in grey print too, and still 3 : 1 on white.
@@ -40,24 +40,6 @@ _STYLE = {
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
 }
-
-
-class Picture(Figure):
-    """A figure of its own (not pyplot's): shown once where it is the cell's value, never left open.
-
-    Attributes:
-        alt: the picture in words, for readers who cannot see it and for terminals.
-    """
-
-    alt: str = ""
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=96)
-        return buffer.getvalue()
-
-    def __repr__(self) -> str:
-        return self.alt or super().__repr__()
 
 
 def _styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
@@ -109,6 +91,9 @@ def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Ma
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    longest_words = f"{len(everything):,} rows, the longest {max(everything, default=0):,} tokens, the limit {limit:,}"
+    trained = ", ".join(f"{name} {share:.0f} %" for name, share in zip(names, shares, strict=True))
+    figure.alt = f"What will be trained: {longest_words}; the loss counts of the tokens: {trained}"
     return figure
 
 
@@ -146,7 +131,16 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], total_steps: int | None = Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (right, twin):
         axes.set_ylim(bottom=0)
+    figure.alt = _loss_words(points, checked)
     return figure
+
+
+def _loss_words(points: Sequence[tuple[float, float]], checked: Sequence[tuple[float, float]]) -> str:
+    if not points:
+        return "Training: no step yet"
+    (first, begin), (last, end) = points[0], points[-1]
+    told = f"Training: the loss on the trained tokens went from {begin:.3g} at step {first} to {end:.3g} at step {last}"
+    return told + (f"; on validation rows it is {checked[-1][1]:.3g}" if checked else "")
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -210,6 +204,11 @@ def comparison_figure(metrics: Mapping[str, Any]) -> Picture:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     else:
         right.text(0.5, 0.5, "plain text has no expected answers", ha="center", transform=right.transAxes)
+    said = "; ".join(f"{name} loss {metrics[name]['loss']:.3f}" for name in names)
+    right_shares = [
+        f"{key.replace('_', ' ')} base {100 * metrics['base'][key]:.0f} %, tuned {100 * metrics['tuned'][key]:.0f} %" for key in scores
+    ]
+    figure.alt = f"Base against tuned on {metrics['examples']} held-out examples: " + "; ".join([said, *right_shares])
     return figure
 
 
@@ -239,4 +238,7 @@ def equivalence_figure(report: Mapping[str, Any]) -> Picture:
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
+    figure.alt = "Prompts answered with the same greedy tokens: " + "; ".join(
+        f"{name} {100 * share:.0f} %, {words}" for name, share, words, _ in bars
+    )
     return figure

@@ -19,6 +19,15 @@ from typing import Any
 
 PANEL = ".jp-NotebookPanel:not(.lm-mod-hidden)"
 NOTEBOOK = f"{PANEL} .jp-Notebook"
+#: The outputs of kind error, from the notebook's model: on the page they look like anything else written to stderr.
+_ERRORS = """window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code')
+        .flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === 'error')"""
+
+_FINISHED = (
+    "{ const prompts = [...document.querySelectorAll(panel + ' .jp-CodeCell .jp-InputPrompt')].map(p => p.innerText);"
+    f" if (prompts.some(p => p.includes('*'))) return false; if ({_ERRORS}.length) return true;"
+    " return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p)); }"
+)
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ def browser_path() -> str | None:
 
 
 @contextlib.contextmanager
-def jupyterlab(root: Path, home: Path) -> Iterator[Lab]:
-    """Starts JupyterLab over ``root``; every settings folder lies below ``home``."""
+def jupyterlab(root: Path, home: Path, **variables: str) -> Iterator[Lab]:
+    """Starts JupyterLab over ``root``; every settings folder lies below ``home``; the kernels see ``variables``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -52,7 +61,13 @@ def jupyterlab(root: Path, home: Path) -> Iterator[Lab]:
         sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
         "--allow-root", "--expose-app-in-browser", f"--ServerApp.root_dir={root}",
     ]  # fmt: skip
-    environment = {**os.environ, **folders, "JUPYTER_TOKEN": token, "JUPYTER_PATH": os.path.join(sys.prefix, "share", "jupyter")}
+    environment = {
+        **os.environ,
+        **variables,
+        **folders,
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_PATH": os.path.join(sys.prefix, "share", "jupyter"),
+    }
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=root)
         try:
@@ -84,6 +99,20 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float =
     raise RuntimeError("JupyterLab did not start:\n" + log.read_text()[-2000:])
 
 
+@contextlib.contextmanager
+def browser_page(**context: Any) -> Iterator[Any]:
+    """A page of a headless browser; ``context``: what playwright's ``new_page`` takes."""
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=flags)
+        try:
+            yield browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **context})
+        finally:
+            browser.close()
+
+
 def open_notebook(page: Any, lab: Lab, name: str) -> None:
     """Opens a notebook and waits until its kernel is ready."""
     page.goto(lab.url(name))
@@ -100,20 +129,51 @@ def wait_idle(page: Any, seconds: float = 60) -> None:
 
 def run_all(page: Any, seconds: float = 300) -> None:
     """Run All Cells, as the menu does, and waits for the last cell."""
-    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function(
-        """(panel) => { const prompts = [...document.querySelectorAll(panel + ' .jp-CodeCell .jp-InputPrompt')].map(p => p.innerText);
-        return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p)); }""",
-        arg=PANEL,
-        timeout=1000 * seconds,
+    start(page, "notebook:run-all-cells")
+    finished(page, seconds)
+
+
+def start(page: Any, command: str, cell: str | None = None) -> None:
+    """Starts a command of JupyterLab's menus, with the named cell selected, and does not wait for it.
+
+    Args:
+        cell: the start of a code cell's source.
+    """
+    if cell is not None:
+        select(page, cell)
+    page.evaluate("(command) => { window.jupyterapp.commands.execute(command); }", command)
+    page.wait_for_timeout(300)
+
+
+def select(page: Any, cell: str) -> None:
+    """Makes a code cell the active one."""
+    found = page.evaluate(
+        """(text) => { const content = window.jupyterapp.shell.currentWidget.content;
+        const at = content.widgets.findIndex(c => c.model.type === 'code' && c.model.sharedModel.getSource().includes(text));
+        content.activeCellIndex = at; return at; }""",
+        cell,
     )
+    assert found >= 0, f"no cell holds {cell!r}"
+
+
+def finished(page: Any, seconds: float = 300) -> None:
+    """Waits until every code cell has run; after an error, for the error."""
+    page.wait_for_function(f"(panel) => {_FINISHED}", arg=PANEL, timeout=1000 * seconds)
     wait_idle(page)
 
 
+def type_into(page: Any, name: str, text: str) -> None:
+    """Types a value into the field of that accessible name, by keyboard alone, and leaves it with Tab."""
+    field = page.locator(NOTEBOOK).get_by_label(name, exact=True)
+    field.focus()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type(text)
+    page.keyboard.press("Tab")
+
+
 def errors(page: Any) -> list[str]:
-    """Texts of the red outputs."""
-    found = page.locator(f"{NOTEBOOK} .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']")
-    return [found.nth(i).inner_text() for i in range(found.count())]
+    """Texts of the cells' errors, as the page shows them."""
+    return page.evaluate(f"() => {_ERRORS}.map(o => o.traceback.join('\\n') || o.ename + ': ' + o.evalue)")
 
 
 def screenshot(page: Any, file: Path, width: int = 1200) -> None:

@@ -11,7 +11,7 @@ from mac_lora_helpers.config import Config, parameter_info, preset_values
 from mac_lora_helpers.ui.forms.recipe import differs, origin
 from mac_lora_helpers.ui.parts import button, note, row
 
-_BOUNDS = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "exclusiveMaximum": "less than"}
+_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
 
 
 class Field:
@@ -93,7 +93,10 @@ def field_widget(info: dict[str, Any], value: Any) -> Any:
 
 def bounds_text(info: dict[str, Any]) -> str:
     """The bounds in words: ``at least 1, at most 512``."""
-    return ", ".join(f"{words} {info['bounds'][key]:,g}" for key, words in _BOUNDS.items() if key in info["bounds"])
+    bounds = info["bounds"]
+    return ", ".join(
+        f"{words} {bounds[key]:,{'.0f' if bounds[key] == int(bounds[key]) else 'g'}}" for key, words in _BOUNDS.items() if key in bounds
+    )
 
 
 def plain(value: Any) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mac_lora_helpers import ui
 from mac_lora_helpers.config import Config, parameter_info, preset_values, resolve
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.ui.forms import fit, recipe
+from mac_lora_helpers.ui.forms import fields, fit, recipe
 
 NAMES = ["preset", "model_id", "max_steps", "learning_rate", "lora_r", "push", "dtype", "prompt"]
 
@@ -239,6 +239,12 @@ def test_the_bar_is_drawn_to_scale_and_named():
 @pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (89, "89 s"), (600, "10 min"), (12600, "3.5 h")])
 def test_durations(seconds, text):
     assert fit.duration(seconds) == text
+
+
+def test_bounds_in_words():
+    assert fields.bounds_text(parameter_info("lora_r")) == "at least 1, at most 512"
+    assert fields.bounds_text(parameter_info("max_steps")) == "at most 10,000,000"
+    assert fields.bounds_text(parameter_info("valid_share")) == "at least 0, less than 0.5"
 
 
 def test_many_quick_changes_end_at_the_last():

@@ -1,11 +1,14 @@
 """Tables, coloured tokens, and figures: what is shown, and that data never becomes markup."""
 
+import base64
+import html
 from types import SimpleNamespace
 
 import pytest
 
 from mac_lora_helpers import ui
 from mac_lora_helpers.config import resolve
+from mac_lora_helpers.ui.picture import Picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'single'"
 
@@ -124,3 +127,28 @@ def test_progress_is_one_output_and_silent_for_short_work(monkeypatch):
     progress("rows encoded", 2000)
     assert [kind for kind, _ in shown] == ["new", "update"]
     assert shown[1][1].startswith("rows encoded: 2,000 in ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("data", "3 rows, the longest 5 tokens, the limit 8; the loss counts of the tokens: train 25 %, test 25 %"),
+        ("loss", "from 2 at step 1 to 0.25 at step 8"),
+        ("no step", "no step yet"),
+        ("text rows", "base loss 1.000; tuned loss 1.000"),
+        ("equivalence", "b 50 %, FAILED"),
+    ],
+)
+def test_a_figure_tells_its_numbers_to_those_who_cannot_see_it(name, words):
+    shown = figures()[name]._repr_mimebundle_()
+    assert words in shown["text/plain"]
+    assert f"alt='{html.escape(shown['text/plain'])}'" in shown["text/html"]
+    assert base64.b64decode(shown["image/png"]).startswith(b"\x89PNG")
+
+
+def test_a_picture_without_words_of_its_own_tells_its_titles():
+    figure = Picture()
+    figure.suptitle("Memory <b>")
+    figure.subplots().set_title("predicted", loc="left")
+    assert figure.words == "Memory <b>: predicted"
+    assert "<b>" not in figure._repr_mimebundle_()["text/html"]
