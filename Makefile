@@ -1,9 +1,9 @@
-# demo · lab · test · check · lock. Each sets up what it needs; works with the make and bash that every Mac has.
+# demo · lab · test · check · screenshots · lock. Each sets up what it needs; works with the make and bash that every Mac has.
 VENV   := .venv
 READY  := $(VENV)/.ready
 PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo lab test check regress planted docs lock clean
+.PHONY: help demo lab test check regress planted docs screenshots lock clean
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
@@ -12,6 +12,7 @@ help:
 	@echo "make regress  the regression cases against their baselines: outputs/regression/"
 	@echo "make planted  plants faults and looks whether the regression run turns red"
 	@echo "make docs   write docs/troubleshooting.md from its table"
+	@echo "make screenshots  every notebook after Run All as pictures: outputs/screenshots/"
 	@echo "make lock   resolve constraints.txt again from pyproject.toml"
 
 $(READY): pyproject.toml constraints.txt tools/setup_environment.sh
@@ -41,6 +42,9 @@ planted: $(READY)
 
 docs: $(READY)
 	$(PYTHON) -m mac_lora_helpers.troubleshooting > docs/troubleshooting.md
+
+screenshots: $(READY)
+	$(PYTHON) tools/screenshots.py outputs/screenshots
 
 # The deployment target keeps the resolver from choosing an older torch for Macs; the lock holds names and versions, no addresses.
 lock: $(READY)
