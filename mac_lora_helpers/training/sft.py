@@ -191,6 +191,8 @@ class LoraTrainer(SFTTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Only the adapter: the pickled arguments would hold this machine's paths, the tokenizer is the model's."""
+        if not processes.is_main():
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_adapter(self.model, folder, self.config.model_id)
@@ -273,7 +275,8 @@ class LoraTrainer(SFTTrainer):
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, _: Any) -> None:
-            signal.signal(number, before[number] if callable(before[number]) else signal.SIG_DFL)
+            if processes.count() == 1:  # of several, each gets the terminal's signal and the launcher's copy of it
+                signal.signal(number, before[number] if callable(before[number]) else signal.SIG_DFL)
             name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             print(f"{name}: the current step is finished and saved, then the training stops (again: at once).")
             self.stop_request = TrainingInterrupted(
