@@ -236,12 +236,37 @@ MACHINE: tuple[Failure, ...] = (
         _RUN,
         "The run directory was made with other settings",
         "… here, but the run directory was made with … · an unfinished training with other settings lies in this run directory",
-        "A later notebook was given another model, data or recipe than the earlier ones, or an unfinished training was changed midway.",
+        "A later notebook was given another model, data or recipe than the earlier ones, an unfinished training was changed midway, or "
+        "artefacts of two runs lie in one folder.",
         (
             "run again from the notebook that the message names: `mac-lora run --from 02`",
             "or choose a new `out_dir` for the new settings; `resume=never` starts a training over",
         ),
-        (Sign("InputError", r"the run directory was made with|unfinished training with other settings"),),
+        (
+            Sign("InputError", r"the run directory was made with|unfinished training with other settings"),
+            Sign("CheckFailed", r"is not the adapter that|was trained on other data|tells of another adapter"),
+        ),
+    ),
+    Failure(
+        "in-use",
+        _RUN,
+        "Another process writes to the run directory",
+        "the run directory is in use by …",
+        "Two runs in one folder would mix their results, so the second one is refused. A dead process holds nothing.",
+        ("wait until it has ended, or stop it", "or use another `out_dir`: `mac-lora run --run-dir outputs/second`"),
+        (Sign("RunDirBusy"),),
+    ),
+    Failure(
+        "not-writable",
+        _RUN,
+        "The run directory cannot be written",
+        "… cannot be written: permission denied",
+        "The folder belongs to somebody else, is read-only, or is a place where macOS asks for permission first.",
+        (
+            "choose an `out_dir` of your own",
+            "macOS: System Settings → Privacy & Security → Files and Folders lists what the terminal may open",
+        ),
+        (Sign("InputError", r"cannot be (written|made): "),),
     ),
     Failure(
         "dead-kernel",

@@ -1,7 +1,8 @@
 """The pages: their code runs, their links lead somewhere, and what is made from the code is current.
 
 A comment in front of a block says what it is: ``<!-- file: NAME -->`` is written to that file, ``<!-- needs: … -->`` cannot run
-here, ``<!-- exit: N -->`` is expected to end so. ``mac-lora`` lines run in this process, by the function behind the command.
+here, ``<!-- exit: N -->`` is expected to end so. ``mac-lora`` lines run in this process, by the function behind the command;
+commands that take minutes or leave the machine are parsed only.
 """
 
 import re
@@ -53,7 +54,13 @@ def named(chosen):
 
 
 FILES = [block for file in PAGES for block in blocks(file) if block.mark == "file"]
-RUN = [block for file in PAGES for block in blocks(file) if block.language in ("bash", "python") and block.mark != "needs"]
+_LONG = re.compile(r"\bmac-lora (run|train|regress|job)\b|\baccelerate launch\b")
+RUN = [
+    block
+    for file in PAGES
+    for block in blocks(file)
+    if block.language in ("bash", "python") and block.mark != "needs" and not (block.language == "bash" and _LONG.search(block.text))
+]
 
 
 @pytest.fixture(scope="module")

@@ -340,6 +340,26 @@ def other_settings(folder: Path) -> None:
     resolve({"model_id": "a"}, {}).inherit({"model_id": "b"}, "data", made_by="02_data_formatting.ipynb")
 
 
+def foreign_adapter(folder: Path) -> None:
+    from mac_lora_helpers import origin
+
+    run = RunDir(folder / "run")
+    run.write_json("train_config", {"adapter_digest": "of another adapter"})
+    origin.check_trained(run)
+
+
+def two_runs_in_one_folder(folder: Path) -> None:
+    from mac_lora_helpers import artifacts_lock
+
+    with artifacts_lock.running(folder, "one run"), artifacts_lock.running(folder, "another"):
+        pass
+
+
+def out_dir_is_a_file(folder: Path) -> None:
+    (folder / "file").touch()
+    RunDir(folder / "file" / "run")
+
+
 def port_taken(folder: Path) -> None:
     with socket.socket() as first, socket.socket() as second:
         first.bind(("127.0.0.1", 0))
@@ -378,7 +398,9 @@ REAL = {
     "other-adapter": [adapter_of_another_size],
     "parameters": [parameter_unknown, parameter_of_the_wrong_kind, papermill_parameter_missing],
     "earlier-notebook": [earlier_notebook],
-    "other-settings": [other_settings],
+    "other-settings": [other_settings, foreign_adapter],
+    "in-use": [two_runs_in_one_folder],
+    "not-writable": [out_dir_is_a_file],
     "port": [port_taken],
     "waiting": [asks_a_question],
 }
