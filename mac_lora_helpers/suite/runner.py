@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -143,12 +144,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
     logging.getLogger("papermill").setLevel(logging.ERROR)
 
     bar = sys.stderr.isatty() if progress is None else progress
-    with _headless(), atomic_file(target) as temporary:
+    with _headless(), _private_kernels() as kernels, atomic_file(target) as temporary:
         failure: NotebookFailed | None = None
         try:
-            papermill.execute_notebook(
-                source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), **_ENGINE, **_private_kernels()
-            )
+            papermill.execute_notebook(source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), **_ENGINE, **kernels)
         except PapermillExecutionError as error:
             failure = _cell_failed(error, temporary, target)
         except Exception as error:
@@ -160,14 +159,22 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
         raise failure
 
 
-def _private_kernels() -> dict[str, Any]:
-    """Kernels spoken to over a socket file of this user's instead of an open port; silent when they are shut down."""
+@contextlib.contextmanager
+def _private_kernels() -> Iterator[dict[str, Any]]:
+    """Kernels spoken to over socket files of this user's instead of open ports; silent when they are shut down.
+
+    The files lie in a folder of this run's own: by default they would be ``kernel-ipc-1`` and so on in the current folder, where
+    two runs at once take each other's, and a killed run leaves them behind.
+    """
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import CaselessStrEnum
 
     transport = CaselessStrEnum(["tcp", "ipc"], default_value="ipc")
-    manager = type("PrivateKernelManager", (AsyncKernelManager,), {"transport": transport})
-    return {"kernel_manager_class": manager, "extra_arguments": ["--log-level=CRITICAL"]}
+    place = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # a socket's path holds about a hundred characters
+    with tempfile.TemporaryDirectory(prefix="mlora-", dir=place, ignore_cleanup_errors=True) as folder:
+        own = {"transport": transport, "_ip_default": lambda self: os.path.join(folder, "k")}
+        manager = type("PrivateKernelManager", (AsyncKernelManager,), own)
+        yield {"kernel_manager_class": manager, "extra_arguments": ["--log-level=CRITICAL"]}
 
 
 def _cell_failed(error: Any, executed: Path, target: Path) -> NotebookFailed:

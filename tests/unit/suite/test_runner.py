@@ -111,6 +111,14 @@ def test_nothing_stored_holds_home_or_token(project, monkeypatch):
     assert "~/x" in outputs(executed(folder, 1))
 
 
+def test_two_runs_at_once_in_one_folder_have_kernels_of_their_own(project):
+    """Their sockets are not in the folder, where each would find the other's."""
+    folder, write = project
+    write(1, "import os; print(sorted(os.listdir()))")
+    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+    assert outputs(executed(folder, 1)) == "['notebooks', 'outputs']\n"
+
+
 def test_many_prints_are_one_output(project):
     folder, write = project
     write(1, "for i in range(60): print(i, flush=True)")
