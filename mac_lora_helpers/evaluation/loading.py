@@ -73,13 +73,15 @@ def load(run: RunDir, config: Config) -> Trained:
 
     Raises:
         MissingArtifact: no adapter yet. InputError: adapter damaged or made for another model; no such model.
-        CheckFailed: the adapter was not applied as it stands, or is not the one that was trained on these data.
+        CheckFailed: the adapter was not applied as it stands, or is not the one that was trained on these data
+            and on this base model.
     """
     from mac_lora_helpers import data, training
 
     adapter = read_adapter(run, config)
     if adapter.own:
         origin.check_trained(run)
+        training.check_base(run, config)
     device, dtype = training.place(run, config)
     tokenizer = data.load_tokenizer(config)
     base = training.load_model(config, device, dtype).eval()

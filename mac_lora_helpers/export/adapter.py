@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mac_lora_helpers import origin
+from mac_lora_helpers import origin, training
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
@@ -83,6 +83,7 @@ def adapter_folder(run: RunDir, config: Config) -> Path:
     if not config.adapter_dir:
         folder = _sound(run.need("adapter"))
         origin.check_trained(run)
+        training.check_base(run, config)
         return folder
     folder = Path(config.adapter_dir).expanduser()
     if not (folder / SETTINGS).is_file():

@@ -5,6 +5,7 @@ that are whole or not there, the log and the audit. Importing this package loads
 """
 
 from mac_lora_helpers.training.audit import finish
+from mac_lora_helpers.training.base import base_weights, check_base
 from mac_lora_helpers.training.build import build_trainer
 from mac_lora_helpers.training.estimate import estimate
 from mac_lora_helpers.training.fit import Fit, fit
@@ -18,8 +19,10 @@ from mac_lora_helpers.training.targets import candidates, find_targets
 __all__ = [
     "Fit",
     "MemoryForecast",
+    "base_weights",
     "build_trainer",
     "candidates",
+    "check_base",
     "estimate",
     "find_targets",
     "finish",

@@ -16,6 +16,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir, atomic_file
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.training.base import base_weights
 
 SEAL = "checkpoint.json"
 STATE = "state.json"
@@ -44,13 +45,12 @@ def identity(run: RunDir, config: Config) -> dict[str, Any]:
 
 
 def _model_files(config: Config) -> str | None:
-    """For a model in a folder: a digest of its configuration and of its weight files' names and sizes."""
+    """For a model in a folder: a digest of its configuration and its weights."""
     folder = Path(config.model_path)
     if not folder.is_dir():
         return None
     digest = hashlib.sha256((folder / "config.json").read_bytes() if (folder / "config.json").is_file() else b"")
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(f"{file.name}:{file.stat().st_size}".encode())
+    digest.update(str(base_weights(config)).encode())
     return digest.hexdigest()
 
 

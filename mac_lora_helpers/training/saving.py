@@ -10,6 +10,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.origin import adapter_digest
+from mac_lora_helpers.training.base import base_weights
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -49,14 +50,16 @@ def save_adapter(trainer: Any, run: RunDir, config: Config) -> Path:
 
 
 def train_config(trainer: Any, run: RunDir, config: Config) -> dict[str, Any]:
-    """Everything that this training was: parameters, data, device, dtype, LoRA as resolved, versions."""
+    """Everything that this training was: parameters as asked; data, device, dtype, checkpointing, LoRA as resolved; versions."""
     lora = trainer.model.peft_config["default"]
     return {
         "config": config.model_dump(),
         "data_fingerprint": trainer.identity["data_fingerprint"],
         "adapter_digest": adapter_digest(run.path("adapter")),
+        "base": base_weights(config),
         "device": trainer.args.device.type,
         "dtype": str(trainer.model.get_base_model().dtype).removeprefix("torch."),
+        "gradient_checkpointing": bool(trainer.args.gradient_checkpointing),
         "lora": {
             "r": lora.r,
             "alpha": lora.lora_alpha,
