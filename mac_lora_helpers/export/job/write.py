@@ -58,6 +58,7 @@ class Job:
         record = self.record
         rows = [
             ("hardware", f"{record['flavor']}: {record['flavor_reason']}"),
+            *([("GPUs", _together(record))] if record["processes"] > 1 else []),
             ("stops after", record["timeout"]),
             ("result goes to", f"{record['repo_id']} ({'private' if record['private'] else 'public'})"),
             ("needs", "a Hub login that may write and start jobs (`hf auth login`); jobs cost money: `hf jobs hardware`"),
@@ -151,6 +152,12 @@ def _parameters(recipe: Config) -> dict[str, Any]:
     values = recipe.model_dump(exclude=set(_AT_HOME))
     values |= {"repo_id": repo_name(recipe), "push_artifacts": _PUSHED, "device": "auto"}
     return {name: portable(value) if isinstance(value, str) else value for name, value in values.items()}
+
+
+def _together(record: Mapping[str, Any]) -> str:
+    dropout = record["parameters"]["lora_dropout"]
+    note = f"; each draws its own dropout, so losses agree with one GPU's only roughly (lora_dropout is {dropout})" if dropout else ""
+    return f"{record['processes']} train together (accelerate launch) and share the recipe's batch{note}"
 
 
 def _travels(inputs: list[dict[str, Any]]) -> str:

@@ -216,6 +216,60 @@ def test_changes_are_listed_and_nothing_else_may_differ(made):
         write_job(run, config)
 
 
+def test_overrides_are_typed_and_listed_in_record_table_and_script(made):
+    run, config = made
+    config.job_overrides = "max_steps=-1, dataset_split=train_sft[:10%], lora_targets=q_proj, v_proj, gradient_checkpointing=false"
+    job = write_job(run, config)
+    assert [(item["parameter"], item["job"]) for item in job.record["differences"]] == [
+        ("dataset_split", "train_sft[:10%]"),
+        ("lora_targets", "q_proj, v_proj"),
+        ("gradient_checkpointing", "False"),
+    ]
+    assert job.record["parameters"]["gradient_checkpointing"] is False
+    told = dict(job.rows())["differs from the local run"]
+    assert re.search(r"gradient_checkpointing: \w+ → False", told)
+    head = (job.folder / "train_job.py").read_text().split('"""')[0]
+    assert "# Differs from the local run:\n#   dataset_split: train_sft[:500] → train_sft[:10%]\n" in head
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        ("max_step=3", "did you mean max_steps"),
+        ("max_steps=many", "max_steps"),
+        ("max_steps", "has no value"),
+        ("max_steps=3, max_steps=4", "given twice"),
+        ("out_dir=elsewhere", "no part of the recipe"),
+        ("push=true", "no part of the recipe"),
+        ("lora_r=0", "lora_r"),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused(made, overrides, match):
+    run, config = made
+    config.job_overrides = overrides
+    with pytest.raises(InputError, match=match):
+        write_job(run, config)
+    assert not run.has("job")
+
+
+def test_a_value_cannot_break_out_of_the_scripts_comment(made):
+    job = write_job(*made, changes={"prompt": "x\nimport os\n# ///\n"})
+    compile((job.folder / "train_job.py").read_text(), "train_job.py", "exec")
+    head = (job.folder / "train_job.py").read_text().split('"""')[0]
+    assert all(line.startswith("#") for line in head.splitlines() if line)
+
+
+def test_several_gpus_share_the_recipes_batch(made):
+    run, config = made
+    config.job_flavor = "a100x4"
+    job = write_job(run, config)
+    assert job.record["processes"] == 4
+    assert "share the recipe's batch; each draws its own dropout" in dict(job.rows())["GPUs"]
+    config.job_flavor = "l40sx8"
+    with pytest.raises(InputError, match="cannot be shared"):
+        write_job(run, config, changes={"gradient_accumulation_steps": 12})
+
+
 def test_new_data_are_not_compared_but_said(made, tmp_path):
     run, config = made
     job = write_job(run, config, changes={"max_seq_length": 48})
@@ -263,7 +317,7 @@ def test_the_flavor_follows_the_models_size(model, flavor):
     assert choose_flavor(resolve({"preset": "local", "model_id": model}, env={}))[0] == flavor
 
 
-@pytest.mark.parametrize(("flavor", "hint"), [("a10g-smal", "a10g-small"), ("a100x4", "one GPU")])
+@pytest.mark.parametrize(("flavor", "hint"), [("a10g-smal", "a10g-small"), ("a100x44", "a100x4")])
 def test_a_flavor_that_cannot_be_is_refused(flavor, hint):
     with pytest.raises(InputError, match=hint):
         choose_flavor(resolve({"job_flavor": flavor}, env={}))

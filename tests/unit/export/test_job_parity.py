@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 from test_job import make_data, rows
@@ -67,28 +68,77 @@ def test_without_a_job_there_is_nothing_to_compare(tmp_path):
         check_parity(RunDir(tmp_path), resolve({}, env={}))
 
 
-@pytest.mark.slow
-def test_the_script_is_the_same_run_and_one_changed_parameter_is_not(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    tiny_model(tmp_path / "base")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    values = {"model_id": str(tmp_path / "base"), "data_files": str(tmp_path / "rows.jsonl"), "out_dir": str(tmp_path / "run")}
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on a tiny model and rows of the user's own, with its job."""
+    root = tmp_path_factory.mktemp("parity")
+    tiny_model(root / "base")
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    values = {"model_id": str(root / "base"), "data_files": str(root / "rows.jsonl"), "out_dir": str(root / "run")}
     config = resolve({"preset": "local", "max_seq_length": 64, "device": "cpu", "gradient_accumulation_steps": 2, **values}, env={})
-    run = RunDir(tmp_path / "run")
+    run = RunDir(root / "run")
     make_data(run, config)
     write_job(run, config)
+    return root, run, config
+
+
+def results(report):
+    return {name: result for name, result, _ in report.rows()}
+
+
+@pytest.mark.slow
+def test_the_script_is_the_same_run(trained, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _, run, config = trained
     report = check_parity(run, config, steps=10)
     report.require_passed()
     assert json.loads((run.path("job") / "parity.json").read_text()) == report.record
     assert len(report.record["losses"]["job"]) == 10
-    write_job(run, config, changes={"learning_rate": 1e-3})
-    changed = check_parity(run, config, steps=3)
-    assert not changed.passed
-    assert dict(row[:2] for row in changed.rows()) == {
-        "fingerprint": "passed",
-        "batches": "passed",
-        "arguments": "failed",
-        "losses": "failed",
-    }
+
+
+@pytest.mark.slow
+def test_a_hyperparameter_that_was_changed_since_fails_by_name(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run, config = copied(trained, tmp_path)
+    run.write_json("train_config", {"config": {**config.model_dump(), "learning_rate": 1e-3}})
+    report = check_parity(run, config.model_copy(update={"learning_rate": 1e-3}), steps=3)
+    assert results(report) == {"fingerprint": "passed", "batches": "passed", "arguments": "failed", "losses": "failed"}
     with pytest.raises(CheckFailed, match="learning_rate"):
-        changed.require_passed()
+        report.require_passed()
+
+
+@pytest.mark.slow
+def test_a_row_that_was_changed_since_fails_by_name(trained, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run, config = copied(trained, tmp_path)
+    file = tmp_path / "home" / "rows.jsonl"
+    file.write_text(file.read_text().replace("It is zero one.", "It is zero won."))
+    make_data(run, config)
+    report = check_parity(run, config, steps=2)
+    assert results(report)["fingerprint"] == "failed"
+    with pytest.raises(CheckFailed, match="fingerprint"):
+        report.require_passed()
+
+
+@pytest.mark.slow
+def test_what_was_asked_to_differ_is_allowed_and_the_rest_is_still_compared(trained, monkeypatch, tmp_path):
+    """Another learning rate, a longer context (new tokens), and the base from a folder where the job names a Hub id."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run, config = copied(trained, tmp_path)
+    config.job_overrides = "learning_rate=0.001, max_seq_length=96, model_id=someone/tiny"
+    write_job(run, config)
+    report = check_parity(run, config, steps=3)
+    report.require_passed()
+    asked = [item["name"] for item in report.record["allowed"] if "job_overrides" in item["why"]]
+    assert asked == ["config.learning_rate", "config.max_seq_length", "config.model_id"]
+
+
+def copied(trained, tmp_path):
+    root, _, config = trained
+    shutil.copytree(root / "run", tmp_path / "run")
+    (tmp_path / "home").mkdir()
+    shutil.copyfile(root / "rows.jsonl", tmp_path / "home" / "rows.jsonl")
+    values = {"out_dir": str(tmp_path / "run"), "data_files": str(tmp_path / "home" / "rows.jsonl")}
+    run, config = RunDir(tmp_path / "run"), resolve({**config.model_dump(), **values}, env={})
+    run.write_json("train_config", {"config": config.model_dump()})
+    return run, config
