@@ -55,9 +55,18 @@ def _known_metric(value: str) -> str:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """auto, or what counts as true and false elsewhere."""
+    words = {"true": True, "yes": True, "on": True, "1": True, "t": True, "y": True}
+    words |= {"false": False, "no": False, "off": False, "0": False, "f": False, "n": False}
+    text = str(value).strip().lower()
+    return "auto" if text == "auto" else words.get(text, value)
+
+
 Text = Annotated[str, BeforeValidator(_text)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool)]
+Switch = Annotated[Literal["auto", True, False], BeforeValidator(_switch)]
 Metric = Annotated[str, BeforeValidator(_text), AfterValidator(_known_metric)]
 
 
@@ -131,8 +140,11 @@ class Config(BaseModel):
     per_device_train_batch_size: Whole = _param(1, "rows in one forward pass", "Training", "training", ge=1, le=1024)
     gradient_accumulation_steps: Whole = _param(8, "forward passes per optimizer step", "Training", "training", ge=1, le=4096)
     learning_rate: Number = _param(2e-4, "peak learning rate; falls linearly to zero", "Training", "training", gt=0, le=1)
-    gradient_checkpointing: bool = _param(
-        True, "recompute activations in the backward pass: less memory, about a third slower", "Training", "training"
+    gradient_checkpointing: Switch = _param(
+        "auto",
+        "recompute activations, less memory, a third slower: true, false; auto: if it would not fit otherwise",
+        "Training",
+        "training",
     )
     fast_path: Literal["auto", "lean", "off"] = _param(
         "auto",
@@ -268,7 +280,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dataset_split": "train",
         "max_seq_length": 128,
         "max_steps": 200,
-        "gradient_checkpointing": False,
         "eval_examples": 120,
         "max_new_tokens": 40,
         "prompt": "What is the capital of France?",

@@ -10,7 +10,7 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.training import batches, fast, processes, resume
-from mac_lora_helpers.training.forecast import advice, predict_for
+from mac_lora_helpers.training.forecast import MemoryForecast, advice, predict_for
 from mac_lora_helpers.training.log import RunLog
 
 
@@ -45,6 +45,7 @@ def build_trainer(
     grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
     rows = batches.dealt_out(tokens["train"], args.per_device_train_batch_size, processes.count())
     forecast = predict_for(config, model, tokens["train"], args.device.type)
+    _settle_checkpointing(args, config, forecast)
     trainer = LoraTrainer(
         model=model,
         args=args,
@@ -62,6 +63,9 @@ def build_trainer(
     trainer.forecast, trainer.tokens, trainer.fast = forecast, tokens, None
     if config.fast_path != "off":
         _take_fast_path(trainer, config)
+        if not trainer.fast.applied and forecast.path == "fast":
+            plain = config.model_copy(update={"fast_path": "off", "gradient_checkpointing": bool(args.gradient_checkpointing)})
+            trainer.forecast = predict_for(plain, model, tokens["train"], args.device.type)
     if on_log is None:
         _notebook_progress(trainer)
     return trainer
@@ -71,6 +75,14 @@ def _check(tokens: dict[str, Any], args: Any, config: Config) -> set[bytes]:
     if args.max_length != config.max_seq_length:
         raise CheckFailed(f"the trainer would use max_length={args.max_length}, not max_seq_length={config.max_seq_length}")
     return batches.check_rows(tokens.get("train"), config)
+
+
+def _settle_checkpointing(args: Any, config: Config, forecast: MemoryForecast) -> None:
+    """With ``gradient_checkpointing`` auto: on if the training would not fit without."""
+    if config.gradient_checkpointing != "auto":
+        return
+    args.activation_checkpointing = args.gradient_checkpointing = forecast.gradient_checkpointing
+    print(f"gradient checkpointing {'on' if forecast.gradient_checkpointing else 'off'}: {forecast.checkpointing_reason}")
 
 
 def _take_fast_path(trainer: Any, config: Config) -> None:

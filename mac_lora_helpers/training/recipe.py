@@ -155,7 +155,7 @@ def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
         gradient_accumulation_steps=_dealt_out(config),
         learning_rate=config.learning_rate,
         max_length=config.max_seq_length,
-        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing is not False,  # auto: settled with the trainer, by what fits
         use_cpu=device.name == "cpu",
         torch_empty_cache_steps=10 if device.name == "mps" else None,
         seed=config.seed,

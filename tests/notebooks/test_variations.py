@@ -53,7 +53,7 @@ def test_local_recipe_on_a_model_folder(tmp_path):
     done = mac_lora_run(tmp_path, "--preset", "local", *arguments)
     assert done.code == 0, done.err
     saved = done.json("train_config.json")["config"]
-    assert (saved["preset"], saved["lora_r"], saved["gradient_checkpointing"], saved["max_seq_length"]) == ("local", 16, True, 512)
+    assert (saved["preset"], saved["lora_r"], saved["gradient_checkpointing"], saved["max_seq_length"]) == ("local", 16, "auto", 512)
     assert json.loads((done.run_dir / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "my model"
 
 

@@ -29,7 +29,7 @@ def test_local_preset_is_the_references_recipe():
         "logging_steps": 10,
         "save_steps": 200,
         "save_total_limit": 2,
-        "gradient_checkpointing": True,
+        "gradient_checkpointing": "auto",
         "lora_r": 16,
         "lora_alpha": 32,
         "lora_dropout": 0.05,
@@ -154,7 +154,7 @@ def test_later_stages_take_the_saved_values_and_preset():
 
 def test_without_a_saved_preset_the_callers_own_holds():
     config = resolve({"preset": "local"}, {}).inherit({"max_seq_length": 256}, "data", made_by="02_data_formatting.ipynb")
-    assert (config.gradient_checkpointing, config.max_steps, config.max_seq_length) == (True, -1, 256)
+    assert (config.eval_examples, config.max_steps, config.max_seq_length) == (100, -1, 256)
 
 
 def test_a_contradiction_with_the_saved_values_is_refused():
@@ -186,3 +186,22 @@ def test_every_parameter_has_help_group_and_stage():
         assert info["help"]
         assert info["stage"] in {"run", "data", "training", "evaluation", "export"}
         assert "=" not in info["help"], "papermill's inspector skips a parameter line that holds two ="
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("true", True), ("False", False), (True, True), (False, False), (1, True), ("auto", "auto"), ("off", False)]
+)
+def test_checkpointing_is_auto_on_or_off_however_it_is_written(given, kept):
+    assert resolve({"gradient_checkpointing": given}, {}).gradient_checkpointing is kept or kept == "auto"
+    assert resolve({}, {"GRADIENT_CHECKPOINTING": str(given)}).gradient_checkpointing == kept
+    config = resolve({}, {})
+    config.gradient_checkpointing = given
+    assert config.gradient_checkpointing == kept
+    assert resolve(config.model_dump(), {}).gradient_checkpointing == kept
+    assert parameter_info("gradient_checkpointing")["choices"] == ["auto", True, False]
+
+
+@pytest.mark.parametrize("given", ["maybe", 2, None])
+def test_checkpointing_that_is_neither(given):
+    with pytest.raises(InputError, match="gradient_checkpointing"):
+        resolve({"gradient_checkpointing": given}, {})

@@ -180,7 +180,7 @@ def test_the_live_figure_gets_all_rows_and_cannot_stop_the_training(make, train,
 
 @pytest.mark.parametrize(("path", "lines"), [("auto", 1), ("off", 0)])
 def test_training_says_which_path_it_takes_and_nothing_else(path, lines, make, train, tokens, capfd):
-    run, config = make(fast_path=path)
+    run, config = make(fast_path=path, gradient_checkpointing=False)
     train(run, config, tokens)
     out, err = capfd.readouterr()
     assert out.count("fast path on: same numbers as the plain path") == out.count("\n") == lines
