@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,10 +55,18 @@ def regress(arguments: argparse.Namespace) -> int:
     began = datetime.now(UTC)
     folder = Path(arguments.report or f"outputs/regression/{began:%Y-%m-%d_%H%M%S}")
     _make(folder)
+    with _alone(folder):
+        return _run(arguments, suite, cases, baselines, folder, began)
+
+
+def _run(
+    arguments: argparse.Namespace, suite: Suite, cases: Sequence[Case], baselines: kept.Baselines, folder: Path, began: datetime
+) -> int:
     try:
         run_cases(cases, folder, arguments.jobs, _say)
     except KeyboardInterrupt:
-        print(f"mac-lora: go on with the cases left: mac-lora regress --report {portable(str(folder))}", file=sys.stderr)
+        again = shlex.join(["mac-lora", "regress", "--report", portable(str(folder))])
+        print(f"mac-lora: go on with the cases left: {again}", file=sys.stderr)
         raise
     code = _update(suite, cases, baselines, folder, arguments.reason) if arguments.update else 0
     judged = judge(cases, baselines, folder)
@@ -91,6 +101,22 @@ def _make(folder: Path) -> None:
         raise InputError(
             f"the report folder cannot be made: {error.strerror}", where=portable(str(folder)), fix="choose another --report"
         ) from None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds the report folder; the system lets go of it when this process ends, however it ends."""
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = "another regression run works in this report folder"
+            raise InputError(what, where=portable(str(folder)), fix="wait for it, or choose another --report") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def _update(suite: Suite, cases: Sequence[Case], baselines: kept.Baselines, folder: Path, reason: str | None) -> int:

@@ -128,7 +128,7 @@ def test_a_killed_case_goes_on_where_it_was(project):
     project.cases("cases:\n- {name: train, notebooks: [02, 03], kill_at: half.txt}\n")
     project.note(2, "import pathlib\nwith (pathlib.Path(out_dir) / 'two.txt').open('a') as out: print('x', file=out)")
     code = "import pathlib, time\nhalf = pathlib.Path(out_dir) / 'half.txt'\nbefore = half.exists()\nhalf.touch()\n"
-    code += "if not before: time.sleep(60)"
+    code += "if not before: time.sleep(600)"
     project.note(3, code)
     project.regress()
     assert project.result("train")["status"] == "passed"
@@ -137,19 +137,20 @@ def test_a_killed_case_goes_on_where_it_was(project):
 
 
 def test_interrupted_it_stops_its_case_and_goes_on_with_those_left(project):
-    project.note(3, "import pathlib, time\npathlib.Path('begun').touch()\nif not pathlib.Path('go').exists(): time.sleep(60)")
+    project.note(3, "import pathlib, time\npathlib.Path('begun').touch()\nif not pathlib.Path('go').exists(): time.sleep(600)")
     process = subprocess.Popen(
         [sys.executable, "-m", "mac_lora_helpers", "regress", "--report", "report"],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not (project.folder / "begun").exists():
         assert time.monotonic() < end
         time.sleep(0.1)
+    assert project.regress() == 2  # the folder is taken
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=120)[1]
     assert process.returncode == 130
     assert "go on with the cases left: mac-lora regress --report report" in told
     assert project.result("data")["status"] == "passed"
