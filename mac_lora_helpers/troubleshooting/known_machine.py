@@ -166,7 +166,7 @@ MACHINE: tuple[Failure, ...] = (
         "Model, activations and the optimizer together are larger than what this machine can give.",
         (
             "shorten `max_seq_length` (1024 → 768 → 512): activations and logits shrink with it",
-            "keep `per_device_train_batch_size=1` and turn `gradient_checkpointing` on",
+            "keep `per_device_train_batch_size=1`, and `gradient_checkpointing=true` or auto",
             "take a smaller model (0.5B instead of 1.5B), and close other programs",
             "`mac-lora estimate` tells the parts beforehand; `PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0` only moves the wall: macOS then swaps",
         ),
