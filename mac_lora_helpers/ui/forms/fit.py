@@ -93,8 +93,10 @@ def words(fit: Any) -> list[str]:
         return []
     verdict = "✓ fits" if fit.fits else "✗ does not fit"
     first = f"{verdict}: needs about {size(fit.total_bytes)} of the {size(fit.available_bytes)} that a training may take here now"
+    reason = getattr(fit, "checkpointing_reason", "")
+    chosen = [f"gradient checkpointing {'on' if fit.gradient_checkpointing else 'off'}: {reason}"] if reason else []
     advice = [fit.advice] if isinstance(fit.advice, str) else list(fit.advice or [])
-    return [first, time_text(fit.steps, fit.step_seconds, fit.total_seconds), *(f"to do: {line}" for line in advice if line)]
+    return [first, time_text(fit.steps, fit.step_seconds, fit.total_seconds), *chosen, *(f"to do: {line}" for line in advice if line)]
 
 
 def time_text(steps: int | None, step_seconds: float | None, total_seconds: float | None) -> str:
