@@ -131,6 +131,7 @@ def _update(suite: Suite, cases: Sequence[Case], baselines: kept.Baselines, fold
         print(f"not updated, because they did not run to their end: {', '.join(case.name for case, _ in left)}")
     if not changed:
         return 0
+    _refuse_useless([case for case, _ in ran], folder)
     reason = (reason or "").strip() or input("Why are the new figures right? (kept in the baseline files; empty: change nothing) ").strip()
     if not reason:
         raise InputError(
@@ -140,6 +141,14 @@ def _update(suite: Suite, cases: Sequence[Case], baselines: kept.Baselines, fold
         if differences[case.name]:
             kept.write(baselines, case, measure(case, folder), reason, kept.conditions())
     return 0
+
+
+def _refuse_useless(cases: Sequence[Case], folder: Path) -> None:
+    for case in cases:
+        for metric, value in measure(case, folder).items():
+            if value in ("nan", "inf", "-inf"):
+                what = f"{metric} is {value}, which is no figure to compare with"
+                raise InputError(what, where=f"case {case.name}", fix="find out why; nothing was updated")
 
 
 def _say(line: str) -> None:

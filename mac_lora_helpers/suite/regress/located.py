@@ -45,6 +45,8 @@ def read(file: Path) -> Located:
     try:
         text = file.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        found = Located(file, None)
+        found.data = _plain(node, (), found) if node is not None else None
     except (OSError, UnicodeError) as error:
         raise InputError(f"the file cannot be read: {error}", where=portable(str(file)), fix="check the path") from None
     except yaml.YAMLError as error:
@@ -52,8 +54,8 @@ def read(file: Path) -> Located:
         line = mark.line + 1 if mark else 1
         what = getattr(error, "problem", None) or "it cannot be parsed"
         raise InputError(f"not YAML: {what}", where=f"{portable(str(file))}:{line}", fix="mend that line") from None
-    found = Located(file, None)
-    found.data = _plain(node, (), found) if node is not None else None
+    except RecursionError:
+        raise InputError("the file holds itself, or is nested too deep", where=portable(str(file)), fix="mend its aliases") from None
     return found
 
 

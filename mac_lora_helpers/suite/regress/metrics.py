@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -128,7 +129,7 @@ def place_of(name: str) -> str:
 
 
 def read_metric(run: Path, name: str, cost: dict[str, float] | None = None) -> Any:
-    """A metric's value; None where the run has no such file or no such key in it."""
+    """A metric's value; None where the run has no such file or no such key in it, a word where it is not finite."""
     if name.startswith("cost."):
         return (cost or {}).get(name.removeprefix("cost."))
     derived = {"data.end_tokens": _end_tokens, "eval.prompts": _prompts, "eval.seen": _seen, "export.gguf_template": _gguf_template}
@@ -136,7 +137,8 @@ def read_metric(run: Path, name: str, cost: dict[str, float] | None = None) -> A
         if name in derived:
             return derived[name](run)
         key = file_of(name)
-        return _walk(_load(run / FILES[key][0]), name[len(key) :])
+        value = _walk(_load(run / FILES[key][0]), name[len(key) :])
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         return None
 

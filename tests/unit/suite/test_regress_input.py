@@ -85,6 +85,7 @@ def test_choosing_takes_along_what_a_case_needs(tmp_path):
         (f"bands:\n- {BAND}\n- {BAND}\ncases:\n- name: a\n", 3, "two bands"),
         ("cases:\n- name: a\n  name: b\n", 3, "twice"),
         ("cases:\n- 5\n", 2, "a mapping is wanted"),
+        ("cases:\n- name: a\n  about: !!python/name:os.system x\n", 3, "could not determine a constructor"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path, text, line, told):
@@ -200,6 +201,18 @@ def test_figures_are_read_by_name(tmp_path):
     assert read["train_log[1].loss"] == 2
     assert read["train_metrics.steps"] is None
     assert read["eval.seen"] is None
+
+
+def test_a_figure_that_is_not_finite_is_a_word_and_red(tmp_path):
+    (tmp_path / "train_log.jsonl").write_text('{"loss": NaN}\n')
+    got = metrics.read_metric(tmp_path, "train_log[0].loss")
+    assert got == "nan"
+    assert not bands.compare(band(kind="relative", width=0.1), got, 1.0).passed
+
+
+def test_a_file_that_holds_itself_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds itself"):
+        load(tmp_path, "cases: &a\n- *a\n")
 
 
 def test_every_metric_has_a_maker_and_a_place():
