@@ -9,7 +9,7 @@ from mac_lora_helpers import data
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.training import batches, fast, processes, resume
+from mac_lora_helpers.training import batches, fast, memory, processes, resume
 from mac_lora_helpers.training.forecast import MemoryForecast, advice, predict_for
 from mac_lora_helpers.training.log import RunLog
 
@@ -88,6 +88,7 @@ def _settle_checkpointing(args: Any, config: Config, forecast: MemoryForecast) -
 def _take_fast_path(trainer: Any, config: Config) -> None:
     """Says whether it is on and why: a path that silently is not there would be taken for a slow machine."""
     trainer.fast = fast.make_fast(trainer, recompute="mlp" if config.fast_path == "lean" else "auto")
+    memory.settle()  # what the comparison left behind
     print(f"fast path {'on' if trainer.fast.applied else 'off'}: {trainer.fast.reason}")
 
 
