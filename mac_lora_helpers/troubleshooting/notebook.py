@@ -13,6 +13,9 @@ from mac_lora_helpers.troubleshooting.recognise import explain
 
 _BOX = "border-left:4px solid #0072b2;padding:2px 12px;margin:4px 0"
 
+#: What stands in place of a traceback where somebody interrupted the kernel: nothing went wrong.
+INTERRUPTED = "Stopped by you. What earlier cells made is kept; run this cell again to go on."
+
 
 class Answer:
     """A known failure as a cell's output."""
@@ -50,11 +53,14 @@ def answer_in_notebook() -> None:
 
     shell = get_ipython()
     if shell is not None and not getattr(shell, "custom_exceptions", ()):
-        shell.set_custom_exc((Exception,), _show)
+        shell.set_custom_exc((Exception, KeyboardInterrupt), _show)
 
 
 def _show(shell: Any, kind: type[BaseException], error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
     """Called by IPython in place of its own display, which it then calls: the error output must not be missing."""
+    if isinstance(error, KeyboardInterrupt):
+        shell._showtraceback(kind, error, [INTERRUPTED])
+        return
     try:
         failure = None if hasattr(error, "_render_traceback_") else explain(error)  # our own errors bring their answer with them
         if failure is not None:

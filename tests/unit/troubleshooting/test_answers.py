@@ -123,3 +123,11 @@ def test_the_command_line_does_not_swallow_what_it_does_not_know(monkeypatch):
     monkeypatch.setattr(training, "estimate", lambda config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["estimate"])
+
+
+def test_an_interrupted_cell_fails_with_a_sentence(shell, capsys):
+    result = shell.run_cell("import _thread, time\n_thread.interrupt_main()\ntime.sleep(5)")
+    assert isinstance(result.error_in_exec, KeyboardInterrupt)
+    shown = capsys.readouterr().out
+    assert "Stopped by you" in shown
+    assert "Traceback" not in shown
