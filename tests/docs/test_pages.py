@@ -194,4 +194,4 @@ def test_the_table_of_memory_is_what_is_predicted():
         for told, parameters in zip(table[size].split(" | "), columns, strict=True):
             config = resolve({"preset": "local", "gradient_checkpointing": True, **parameters}, {})
             predicted = training.predict_memory(config, model, None, "mps").total_bytes / 1e9
-            assert float(told.removesuffix(" GB")) == pytest.approx(predicted, rel=0.1), (size, parameters)
+            assert float(told.removesuffix(" GB")) == pytest.approx(predicted, rel=0.2), (size, parameters)
