@@ -111,7 +111,10 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     told = str(error).lower()
-    return any(word in told for word in ("no space left", "disk quota", "file write failed", "os error 28", "failed writing file"))
+    system = ("no space left", "disk quota", "os error 28")
+    # torch.save says no more than that a write failed, in four ways
+    torch = ("file write failed", "failed writing file", "iostream error", "unexpected pos")
+    return any(word in told for word in (*system, *torch))
 
 
 def refusal(error: OSError, path: Path, verb: str = "written") -> UserError:

@@ -150,13 +150,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         "OutOfMemoryError" in names or "MemoryError" in names or (isinstance(error, RuntimeError) and any(word in told for word in words))
     )
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full; PyTorch and safetensors wrap the system's error in their own."""
-    import errno
-
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    told = str(error).lower()
-    return any(word in told for word in ("no space left", "disk quota", "file write failed", "os error 28", "failed writing file"))

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, is_disk_full
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, UserError
 from mac_lora_helpers.training import guards, processes, resume
@@ -300,7 +300,7 @@ class LoraTrainer(SFTTrainer):
                 where=f"{self.args.device.type}, max_seq_length={self.config.max_seq_length}",
                 fix=self.explain_memory(self),
             )
-        return _unsaved(error, "the log or a checkpoint", self.folder) if guards.is_disk_full(error) else error
+        return _unsaved(error, "the log or a checkpoint", self.folder) if is_disk_full(error) else error
 
     def _let_go(self, error: Exception) -> None:
         """Frees what the failed step still holds, so that the advice can be worked out and the process lives on."""
@@ -331,7 +331,7 @@ def _unsaved(error: Exception, name: str, folder: Path) -> Exception:
     if isinstance(error, UserError):
         return error
     free = shutil.disk_usage(folder).free
-    if guards.is_disk_full(error) or free < 2**20:
+    if is_disk_full(error) or free < 2**20:
         return CheckFailed(
             f"{name} cannot be written: the disk is full ({free // 1000} kB are free)",
             where="checkpoints/",

@@ -251,3 +251,28 @@ def fill_after(folder, step):
             (folder / "ballast").write_bytes(b"0" * max(free - 20_000, 0))
 
     return on_log
+
+
+#: safetensors replaces a file instead of opening it, so the adapter's weights are left to the small file system above.
+FILES = ["adapter_config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("file", [*FILES, resume.SEAL])
+def test_no_room_for_one_file_of_a_checkpoint(file, make, plan, trainer_for):
+    """Every file is really written to a full device once; the checkpoint never gets its name."""
+    run, config = make(**plan[0])
+    folder = run.path("checkpoints")
+
+    def fill(logged):
+        if logged[-1]["step"] == 4:
+            staging = folder / ".saving-checkpoint-6" / "checkpoint-6"
+            staging.mkdir(parents=True)
+            (staging / file).symlink_to("/dev/full")
+
+    with pytest.raises(UserError, match="the disk is full") as told:
+        trainer_for(run, config, {"train": plan[1]}, on_log=fill).train()
+    assert "goes on from the last whole checkpoint" in str(told.value)
+    assert [path.name for path in resume.checkpoints(folder)] == ["checkpoint-3"]
+    assert not list(folder.glob(".saving-*"))
+    assert training.last_checkpoint(run, config).endswith("checkpoint-3")
