@@ -124,7 +124,7 @@ def _gguf(base: Base, repo: str, folder: str, ask: str, prompt: str) -> dict[str
 
 def _mlx(base: Base, repo: str, folder: str, ask: str, prompt: str) -> dict[str, str]:
     name = base.name if base.kind == "hub" else "path/to/base"
-    code = MLX.format(repo=repo, folder=f"{folder}/" if folder else "", base=name, prompt=shlex.quote(prompt))
+    code = MLX.format(repo=repo, folder=f"{folder}/" if folder else "", base=name, prompt=shlex.quote(" ".join(prompt.split())))
     return {"text": "The adapter in MLX's form, on Apple Silicon (`pip install mlx-lm`):", "language": "bash", "code": code}
 
 
