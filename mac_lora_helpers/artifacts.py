@@ -47,6 +47,7 @@ ARTIFACTS: dict[str, tuple[str, int]] = {
     "train_log": ("train_log.jsonl", 3),
     "train_metrics": ("train_metrics.json", 3),
     "loss_figure": ("loss.png", 3),
+    "memory_figure": ("memory.png", 3),
     "eval_metrics": ("eval/metrics.json", 4),
     "eval_samples": ("eval/samples.jsonl", 4),
     "eval_figure": ("eval/comparison.png", 4),

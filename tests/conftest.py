@@ -7,6 +7,9 @@ import os
 # One thread a process: tiny models gain nothing from two, and two spinning threads beside other work lose tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a test's training teaches about this machine is not for the user's next forecast.
+os.environ["MAC_LORA_CACHE"] = "off"
+
 import pytest
 
 from mac_lora_helpers.config import Config

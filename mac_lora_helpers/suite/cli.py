@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_regress(commands)
     add_job(commands, lambda actions, name, text: _command(actions, name, _job, text, names))
     estimate = _command(commands, "estimate", _estimate, "memory that a training run would take, and whether it fits", names)
+    estimate.add_argument("--probe", action="store_true", help="time one layer and the head, also when the weights are not here")
     for command in (doctor, check, estimate):
         command.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
     return parser
@@ -182,15 +183,21 @@ def _check_data(arguments: argparse.Namespace) -> int:
 def _estimate(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers import training
     from mac_lora_helpers.suite.preflight import check_model_folder
+    from mac_lora_helpers.training.estimate import rows
+    from mac_lora_helpers.ui.tables import Table
 
     config = _config(_explicit(arguments))
     check_model_folder(config)
-    result = training.estimate(config)
+    result = training.estimate(config, probe=True if arguments.probe else None)
     if arguments.json:
         _print_json(result)
-    else:
-        for name, value in result.items():
-            print(f"{name}: {value}")
+        return 0
+    print(Table(["what", "value", "meaning"], rows(result), title=f"{result['model_id']}: {result['verdict']}"))
+    savings = [f"{item['setting']} saves {item['saves_bytes'] / 1e6:.0f} MB" for item in result["savings"]]
+    where = result["where"]
+    print(
+        "\n".join([*filter(None, [result["advice"]]), *savings, f"where to run: {where['where']}", *(f"  {r}" for r in where["reasons"])])
+    )
     return 0
 
 

@@ -40,12 +40,15 @@ class Way:
     again: str = "nothing"
 
 
-def meta_model(model_config: Any, dtype: Any, attention: str = "sdpa") -> Any:
-    """A causal language model without weights. ``attention``: an implementation's name, eager where it is unknown."""
+def meta_model(model_config: Any, dtype: Any, attention: str = "sdpa", device: str = "meta") -> Any:
+    """A causal language model without weights, or with random ones on another device.
+
+    ``attention``: an implementation's name, eager where it is unknown.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with quiet(), torch.device("meta"):
+    with quiet(), torch.device(device):
         try:
             return AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=attention)
         except (ValueError, KeyError, ImportError):
@@ -77,8 +80,8 @@ def shortened(model_config: Any, layers: int) -> Any:
     return short
 
 
-def with_adapters(model_config: Any, lora: Any, dtype: Any, attention: str = "sdpa") -> Any:
-    """The PEFT model without weights, as ``SFTTrainer`` would train it, gradients in place.
+def with_adapters(model_config: Any, lora: Any, dtype: Any, attention: str = "sdpa", device: str = "meta") -> Any:
+    """The PEFT model without weights (or with random ones on another device), as ``SFTTrainer`` would train it, gradients in place.
 
     Args:
         model_config: a transformers configuration.
@@ -87,7 +90,7 @@ def with_adapters(model_config: Any, lora: Any, dtype: Any, attention: str = "sd
     """
     from peft import get_peft_model
 
-    base = meta_model(copy.deepcopy(model_config), dtype, attention)
+    base = meta_model(copy.deepcopy(model_config), dtype, attention, device)
     with quiet():
         model = get_peft_model(base, copy.deepcopy(lora)).train()
     _give_gradients(model)
@@ -110,12 +113,13 @@ def record(model: Any, way: Way, rows: int, tokens: int) -> Tape:
 
     base = model.get_base_model()
     if way.path == "plain":
-        _checkpoint(base, way.again == "layers")
+        checkpoint(base, way.again == "layers")
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     return _recorded(base, model, ids, torch.ones_like(ids), way)
 
 
-def _checkpoint(base: Any, on: bool) -> None:
+def checkpoint(base: Any, on: bool) -> None:
+    """Gradient checkpointing on or off, as ``SFTTrainer`` sets it."""
     with quiet():
         if on:
             base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -138,7 +142,7 @@ def _recorded(base: Any, model: Any, ids: Any, mask: Any, way: Way) -> Tape:
 
     there = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None), ids, mask]
     recorder = Recorder(there)
-    layers = _fast_layers(base, way.again) if way.path == "fast" else contextlib.nullcontext()
+    layers = fast_layers(base, way.again) if way.path == "fast" else contextlib.nullcontext()
     with layers, quiet(), recorder.recording():
         hidden = base.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         loss = _marker().apply(hidden[:, :-1].reshape(-1, hidden.shape[-1]) if way.path == "plain" else hidden, recorder)
@@ -149,7 +153,7 @@ def _recorded(base: Any, model: Any, ids: Any, mask: Any, way: Way) -> Tape:
 
 
 @contextlib.contextmanager
-def _fast_layers(base: Any, again: str) -> Iterator[None]:
+def fast_layers(base: Any, again: str) -> Iterator[None]:
     """The fast path's decoder layers, as ``fast.install`` puts them in for a step."""
     from mac_lora_helpers.training.fast.known import take_apart
     from mac_lora_helpers.training.fast.layer import Work, run_layer

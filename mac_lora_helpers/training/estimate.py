@@ -1,28 +1,32 @@
-"""``mac-lora estimate``: would this training fit here, and how many steps is it? From the configuration alone."""
+"""``mac-lora estimate``: would this training fit here, and how long would it take? From the configuration alone."""
 
 from __future__ import annotations
 
-import math
+import os
+from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.training import memory
-from mac_lora_helpers.training.forecast import predict_memory
+from mac_lora_helpers.training.fit import Fit, fit, probe_here, steps_of
+from mac_lora_helpers.training.forecast import MEANINGS
 from mac_lora_helpers.training.recipe import first_line
-from mac_lora_helpers.training.savings import turn_down
-
-#: Share of the free memory that a training may plan for; the rest is for the system and what else runs.
-SHARE = 0.9
 
 
-def estimate(config: Config) -> dict[str, Any]:
-    """Predicts memory and steps; loads no weights.
+def estimate(config: Config, probe: bool | None = None) -> dict[str, Any]:
+    """Predicts memory, steps and time; loads no weights.
+
+    Args:
+        config: the resolved parameters.
+        probe: time a step by a probe of one layer and the head (seconds); None: if the model's weights are on this machine.
 
     Returns:
-        ``model_id device dtype batch{rows,tokens} parameters{base,adapter} memory{parts,total_bytes} available_bytes
-        fits steps step_source verdict advice``. ``steps`` is None when neither ``max_steps`` nor prepared data tell it.
+        ``model_id device dtype batch{rows,tokens} parameters{base,adapter} path checkpointing{on,reason}
+        memory{parts,total_bytes,expected_bytes} available_bytes machine fits steps step_source step_seconds total_seconds
+        time_source where{where,reasons} verdict advice savings calibration``. ``steps`` is None when neither ``max_steps`` nor
+        prepared data tell it, the seconds while nothing tells them.
 
     Raises:
         InputError: no such model configuration, or a LoRA target that it does not have.
@@ -33,24 +37,76 @@ def estimate(config: Config) -> dict[str, Any]:
     dtype = environment.choose_dtype(config, device)
     asked = config.model_copy(update={"dtype": dtype.name})
     model_config, lengths = read_model_config(config), _known_lengths(config)
-    forecast = predict_memory(asked, model_config, lengths, device.name)
-    available = int(memory.available(device.name) * SHARE)
-    fits = forecast.fits(available)
-    steps, source = _steps(config, lengths)
+    found = fit(asked, model_config, None, lengths, device.name)
+    if _weights_are_here(config) if probe is None else probe:
+        probe_here(asked, model_config, found.forecast, device.name)
+        found = fit(asked, model_config, found.available_bytes, lengths, device.name)
+    return {**_told(config, found), "step_source": steps_of(asked, lengths)[1], "machine": _machine(device.name), "where": _where(asked)}
+
+
+def _told(config: Config, found: Fit) -> dict[str, Any]:
     return {
         "model_id": config.model_id,
-        "device": device.name,
-        "dtype": dtype.name,
-        "batch": {"rows": forecast.shape[0], "tokens": forecast.shape[1]},
-        "parameters": forecast.parameters,
-        "memory": {"parts": forecast.parts, "total_bytes": forecast.total_bytes},
-        "available_bytes": available,
-        "fits": fits,
-        "steps": steps,
-        "step_source": source,
-        "verdict": "fits" if fits else "does not fit",
-        "advice": "" if fits else turn_down(asked, model_config, forecast, available, device.name),
+        "device": found.device,
+        "dtype": found.dtype,
+        "batch": {"rows": found.batch[0], "tokens": found.batch[1]},
+        "parameters": found.forecast.parameters,
+        "path": {"name": found.path, "reason": found.path_reason},
+        "checkpointing": {"on": found.gradient_checkpointing, "reason": found.checkpointing_reason},
+        "memory": {"parts": found.parts, "total_bytes": found.total_bytes, "expected_bytes": found.expected_bytes},
+        "available_bytes": found.available_bytes,
+        "fits": found.fits,
+        "steps": found.steps,
+        "step_seconds": found.step_seconds,
+        "total_seconds": found.total_seconds,
+        "time_source": found.time_source,
+        "verdict": "fits" if found.fits else "does not fit",
+        "advice": found.advice[0] if found.advice else "",
+        "savings": [{"setting": item.setting, "saves_bytes": item.saves, "fits": item.fits} for item in found.savings],
+        "calibration": found.calibration,
     }
+
+
+def _machine(device: str) -> dict[str, int | None]:
+    """This machine's memory, what is free of it, and on MPS what Metal recommends."""
+    import psutil
+
+    whole = psutil.virtual_memory()
+    return {"memory_bytes": int(whole.total), "free_bytes": int(whole.available), "recommended_bytes": memory.recommended(device)}
+
+
+def _where(config: Config) -> dict[str, Any]:
+    """local, cloud or unsupported, by notebook 01's rubric."""
+    from mac_lora_helpers import environment
+
+    return environment.check_environment(config).verdict.to_dict()
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, value, meaning) of an estimate for a table."""
+    sizes = [(name, memory.text(size), MEANINGS[name]) for name, size in found["memory"]["parts"].items()]
+    batch = found["batch"]
+    peak = memory.text(found["memory"]["total_bytes"])
+    table = [*sizes, ("together", peak, f"peak for a batch of {batch['rows']} × {batch['tokens']} tokens")]
+    if found["calibration"]:
+        table.append(("expected", memory.text(found["memory"]["expected_bytes"]), found["calibration"]))
+    table.append(("available", memory.text(found["available_bytes"]), f"nine tenths of what is free now on {found['device']}"))
+    table.append(("steps", str(found["steps"] or "unknown"), found["step_source"]))
+    table.append(("a step", duration(found["step_seconds"]), found["time_source"] or "not known: --probe times one layer and the head"))
+    table.append(("training", duration(found["total_seconds"]), "steps × a step"))
+    table.append(("path", found["path"]["name"], found["path"]["reason"]))
+    table.append(("checkpointing", "on" if found["checkpointing"]["on"] else "off", found["checkpointing"]["reason"]))
+    return table
+
+
+def duration(seconds: float | None) -> str:
+    """For people: 0.4 s, 12 min, 3.5 h."""
+    if seconds is None:
+        return "unknown"
+    for unit, scale in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def read_model_config(config: Config) -> Any:
@@ -71,23 +127,16 @@ def read_model_config(config: Config) -> Any:
         ) from error
 
 
+def _weights_are_here(config: Config) -> bool:
+    folder = Path(config.model_path)
+    return folder.is_dir() and any(folder.glob("*.safetensors"))
+
+
 def _known_lengths(config: Config) -> list[int] | None:
     """The rows' lengths when notebook 02 has run in this run directory."""
-    import os
-
     if not os.path.isdir(os.path.expanduser(config.out_dir)) or not RunDir(config.out_dir).has("tokens"):
         return None
     from mac_lora_helpers import data
 
     _, tokens = data.load_tokens(RunDir(config.out_dir))
     return [len(ids) for ids in tokens["train"].with_format("arrow")["input_ids"]]
-
-
-def _steps(config: Config, lengths: list[int] | None) -> tuple[int | None, str]:
-    if config.max_steps > 0:
-        return config.max_steps, "max_steps"
-    if lengths is None:
-        return None, "unknown until 02_data_formatting.ipynb has run"
-    batches = math.ceil(len(lengths) / config.per_device_train_batch_size)
-    per_epoch = max(math.ceil(batches / config.gradient_accumulation_steps), 1)
-    return math.ceil(config.num_train_epochs * per_epoch), f"{len(lengths)} rows, {config.num_train_epochs:g} epochs"

@@ -1,22 +1,23 @@
 """Will it fit, and how long will it take: one quick answer for a form, a notebook and ``mac-lora estimate``.
 
-The first question about a model builds it without weights (seconds); every later one, whatever parameter changed, is
+The first question about a model builds it without weights (seconds); every later one, whatever length, batch or rank, is
 answered from what was counted then.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.training import memory
-from mac_lora_helpers.training.forecast import MemoryForecast, predict_memory
-
-#: Share of the free memory that a training may plan for; the rest is for the system and what else runs.
-SHARE = 0.9
+from mac_lora_helpers.training import calibration, memory, step_time
+from mac_lora_helpers.training.forecast import SHARE, MemoryForecast, predict_memory
+from mac_lora_helpers.training.savings import Saving, savings, turn_down
+from mac_lora_helpers.training.step_memory import model_of
+from mac_lora_helpers.training.step_time import StepTime
 
 
 @dataclass(frozen=True)
@@ -26,36 +27,49 @@ class Fit:
     Attributes:
         parts: predicted bytes by part; their sum is the peak.
         total_bytes: the predicted peak.
+        expected_bytes: that, by what earlier runs on this machine really needed; the same without such runs.
         available_bytes: what a training may take here now.
-        fits: whether the peak stays within it.
+        fits: whether what is expected stays within it.
         batch: rows and tokens of the largest batch.
         device, dtype: what it would run on and in.
+        path: plain or fast. path_reason: why.
         gradient_checkpointing: on or off, as it would be; with ``auto`` in the config the choice of this fit.
         checkpointing_reason: why.
         step_seconds, total_seconds: predicted; None while nothing on this machine tells.
+        time_source: what tells.
         steps: optimizer steps; None while the data are not known.
-        advice: what to turn down, the most helpful first, one sentence each; empty when it fits.
+        savings: each setting that would take less memory, the largest saving first; empty when it fits.
+        advice: the same in sentences, settings that fit together first.
+        calibration: what earlier runs on this machine say, in words; empty without any.
+        forecast: all of the prediction.
     """
 
     parts: dict[str, int]
     total_bytes: int
+    expected_bytes: int
     available_bytes: int
     fits: bool
     batch: tuple[int, int]
     device: str
     dtype: str
+    path: str
+    path_reason: str
     gradient_checkpointing: bool
     checkpointing_reason: str = ""
     step_seconds: float | None = None
     total_seconds: float | None = None
+    time_source: str = ""
     steps: int | None = None
+    savings: list[Saving] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+    calibration: str = ""
+    forecast: MemoryForecast | None = None
 
     @property
     def text(self) -> str:
         """One line for people: "fits: 2.1 GB of 9.3 GB"."""
         verdict = "fits" if self.fits else "does not fit"
-        return f"{verdict}: {memory.text(self.total_bytes)} of {memory.text(self.available_bytes)}"
+        return f"{verdict}: {memory.text(self.expected_bytes)} of {memory.text(self.available_bytes)}"
 
 
 def fit(
@@ -80,25 +94,80 @@ def fit(
     model_config = model_config if model_config is not None else _model_config(config.model_path, config.trust_remote_code)
     device = device or _device(config.device)
     available = int(memory.available(device) * SHARE) if available is None else available
-    forecast = predict_memory(config, model_config, lengths, device)
+    _warm(config, model_config, device)
+    forecast = predict_memory(config, model_config, lengths, device, available)
+    known = calibration.recall(device, config.dtype, forecast.path)
+    expected = int(forecast.total_bytes * (known.memory or 1))
+    fits = expected <= available
+    taken = _time(config, model_config, forecast, device, known.speed)
+    steps = steps_of(config, lengths)[0]
+    found = [] if fits else savings(config, model_config, forecast, available, device, lengths)
     return Fit(
         parts=forecast.parts,
         total_bytes=forecast.total_bytes,
+        expected_bytes=expected,
         available_bytes=available,
-        fits=forecast.fits(available),
+        fits=fits,
         batch=forecast.shape,
         device=device,
         dtype=config.dtype,
-        gradient_checkpointing=bool(config.gradient_checkpointing),
-        steps=config.max_steps if config.max_steps > 0 else None,
-        advice=[] if forecast.fits(available) else _advice(config, model_config, forecast, available, device),
+        path=forecast.path,
+        path_reason=forecast.path_reason,
+        gradient_checkpointing=forecast.gradient_checkpointing,
+        checkpointing_reason=forecast.checkpointing_reason,
+        step_seconds=taken.seconds if taken else None,
+        total_seconds=taken.seconds * steps if taken and steps else None,
+        time_source=taken.source if taken else "",
+        steps=steps,
+        savings=found,
+        advice=[] if fits else [turn_down(config, model_config, forecast, available, device, lengths), *map(str, found)],
+        calibration=known.text(),
+        forecast=forecast,
     )
 
 
-def _advice(config: Config, model_config: Any, forecast: MemoryForecast, available: int, device: str) -> list[str]:
-    from mac_lora_helpers.training.savings import turn_down
+def steps_of(config: Config, lengths: Sequence[int] | None) -> tuple[int | None, str]:
+    """Optimizer steps and what tells them; None while neither ``max_steps`` nor prepared data do."""
+    if config.max_steps > 0:
+        return config.max_steps, "max_steps"
+    if lengths is None:
+        return None, "unknown until 02_data_formatting.ipynb has run"
+    batches = math.ceil(len(lengths) / config.per_device_train_batch_size)
+    per_epoch = max(math.ceil(batches / config.gradient_accumulation_steps), 1)
+    return math.ceil(config.num_train_epochs * per_epoch), f"{len(lengths)} rows, {config.num_train_epochs:g} epochs"
 
-    return [turn_down(config, model_config, forecast, available, device)]
+
+_warmed: set[Any] = set()
+_probed: dict[tuple[str, str, str], float] = {}
+
+
+def _warm(config: Config, model_config: Any, device: str) -> None:
+    """Two shapes at the first question about a model: then every other one of its kind is arithmetic."""
+    model = id(model_of(model_config))
+    if model in _warmed:
+        return
+    _warmed.add(model)
+    for tokens in (64, 72):
+        predict_memory(config.model_copy(update={"max_seq_length": tokens}), model_config, None, device)
+
+
+def probe_here(config: Config, model_config: Any, forecast: MemoryForecast, device: str) -> StepTime | None:
+    """Times a step by a probe on this device; ``fit`` knows the speed from then on."""
+    model = model_of(model_config)
+    found = step_time.probe(config, model, forecast, device)
+    if found:
+        rows, tokens = forecast.shape
+        flops = step_time.work(config, model, forecast) * rows * tokens * config.gradient_accumulation_steps
+        _probed[device, forecast.dtype, forecast.path] = flops / found.seconds
+    return found
+
+
+def _time(config: Config, model_config: Any, forecast: MemoryForecast, device: str, speed: float | None) -> StepTime | None:
+    model = model_of(model_config)
+    if speed:
+        return step_time.by_speed(config, model, forecast, speed, "earlier runs on this machine")
+    speed = _probed.get((device, forecast.dtype, forecast.path))
+    return step_time.by_speed(config, model, forecast, speed, f"a probe of one layer and the head on {device}") if speed else None
 
 
 @functools.lru_cache(maxsize=4)
@@ -115,3 +184,24 @@ def _device(wanted: str) -> str:
     from mac_lora_helpers.config import resolve
 
     return environment.choose_device(resolve({"device": wanted}, env={})).name
+
+
+def keep_measured(trainer: Any, config: Config, metrics: dict[str, Any]) -> None:
+    """After a training: what it needed and how fast it was goes into this machine's calibration.
+
+    Args:
+        metrics: as ``finish`` writes them.
+    """
+    forecast, dtype = trainer.forecast, metrics["dtype"]
+    model = model_of(trainer.model.get_base_model().config)
+    flops = step_time.work(config, model, forecast) * metrics["tokens"]
+    resumed = metrics["resumed_from_step"]
+    calibration.keep(
+        metrics["device"],
+        dtype,
+        forecast.path,
+        metrics["predicted_memory_bytes"],
+        metrics["peak_memory_bytes"],
+        0 if resumed else flops,
+        metrics["seconds"],
+    )

@@ -64,11 +64,17 @@ def available(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
-    if device == "mps":
-        import torch
+    limit = recommended(device)
+    return free if limit is None else min(free, limit)
 
-        return min(free, int(torch.mps.recommended_max_memory()))
-    return free
+
+def recommended(device: str) -> int | None:
+    """What Metal recommends to use at most; None on other devices."""
+    if device != "mps":
+        return None
+    import torch
+
+    return int(torch.mps.recommended_max_memory())
 
 
 class PeakMeter:

@@ -66,6 +66,8 @@ class Model:
 
     Attributes:
         layers: decoder layers.
+        alike: whether they all have the same shapes.
+        tied: whether the head is the embedding.
         vocabulary, width: of the output head.
         head_bias: whether the head has one.
     """
@@ -78,7 +80,9 @@ class Model:
         text = model_config.get_text_config()
         self.layers, self.vocabulary, self.width = len(decoder_layers(self._base)), text.vocab_size, text.hidden_size
         self.parameters = sum(parameter.numel() for parameter in self._base.parameters())
-        self._alike, self._answers, self._forms = alike(self._base), {}, {}
+        head, embedding = self._base.get_output_embeddings(), self._base.get_input_embeddings()
+        self.tied = head is not None and head.weight is embedding.weight
+        self.alike, self._answers, self._forms = alike(self._base), {}, {}
 
     def lora(self, config: Config) -> Any:
         """``peft.LoraConfig`` for these parameters.
@@ -122,10 +126,10 @@ class Model:
         """One step's memory; ``active``: decoder layers that keep something."""
         asked = rows, tokens, lora.r
         key = (frozenset(lora.target_modules), bool(lora.lora_dropout), dtype, way)
-        if self._alike and active >= 2:
+        if self.alike and active >= 2:
             two, three = (self._counted((key, count), count, asked) for count in (2, 3))
             return two.plus(three.plus(two, -1), active - 2)
-        return self._counted((key, active), active if self._alike else self.layers, asked)
+        return self._counted((key, active), active if self.alike else self.layers, asked)
 
     def _counted(self, key: Any, layers: int, asked: tuple[int, int, int]) -> StepMemory:
         rows = asked[0]
@@ -154,7 +158,7 @@ class Model:
         return lambda rows, tokens, rank: record(model(rank), way, rows, tokens)
 
     def _short(self, layers: int) -> Any:
-        return shortened(self.config, layers) if self._alike else self.config
+        return shortened(self.config, layers) if self.alike else self.config
 
     def _plain_lora(self, targets: frozenset[str], rank: int, dropout: float) -> Any:
         from peft import LoraConfig

@@ -15,6 +15,7 @@ from mac_lora_helpers.ui.tables import Table, answers_table, audit_table, checks
 from mac_lora_helpers.ui.tokens import TokenBrowser, TokenView, token_browser
 
 _FIGURES = ("LiveLoss", "comparison_figure", "data_figure", "equivalence_figure", "loss_figure")
+_MEMORY = "memory_figure"
 
 __all__ = [
     "LiveLoss",
@@ -34,6 +35,7 @@ __all__ = [
     "files_table",
     "fit_form",
     "loss_figure",
+    "memory_figure",
     "size",
     "stoppable",
     "token_browser",
@@ -44,4 +46,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _FIGURES:
         return getattr(importlib.import_module("mac_lora_helpers.ui.figures"), name)
+    if name == _MEMORY:
+        return importlib.import_module("mac_lora_helpers.ui.memory_figure").memory_figure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,7 +42,9 @@ _STYLE = {
 }
 
 
-def _styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
+def styled(draw: Callable[..., Picture]) -> Callable[..., Picture]:
+    """The figure that ``draw`` makes, in this style."""
+
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Picture:
         with matplotlib.rc_context(_STYLE):
@@ -57,7 +59,7 @@ def _figure(columns: int, title: str, width: float = 10.0, height: float = 4.2) 
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-@_styled
+@styled
 def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Mapping[str, int], total: Mapping[str, int]) -> Picture:
     """Lengths of the rows against the limit, and how much of each split is trained.
 
@@ -97,7 +99,7 @@ def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Ma
     return figure
 
 
-@_styled
+@styled
 def loss_figure(rows: Sequence[Mapping[str, Any]], total_steps: int | None = None) -> Picture:
     """Loss, and learning rate with gradient norm, over the optimizer steps.
 
@@ -180,7 +182,7 @@ class LiveLoss:
         self._drawn = time.monotonic()
 
 
-@_styled
+@styled
 def comparison_figure(metrics: Mapping[str, Any]) -> Picture:
     """Base against tuned on the held-out rows: the loss, and the share of right answers.
 
@@ -212,7 +214,7 @@ def comparison_figure(metrics: Mapping[str, Any]) -> Picture:
     return figure
 
 
-@_styled
+@styled
 def equivalence_figure(report: Mapping[str, Any]) -> Picture:
     """How far each exported artefact says what the adapter says.
 
