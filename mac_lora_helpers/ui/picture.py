@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 #: JupyterLab's own; elsewhere the rule finds nothing.
 _DARK = "<style>[data-jp-theme-light='false'] img.mlh-figure{filter:invert(.89) hue-rotate(180deg)}</style>"
 
+#: Narrower than this many pixels its letters could not be read: in a narrow window the figure is scrolled instead.
+_READABLE = 640
+
 
 class Picture(Figure):
     """A figure of its own (not pyplot's): shown once where it is the cell's value, never left open.
@@ -37,8 +40,10 @@ class Picture(Figure):
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The picture drawn once; as HTML because JupyterLab gives a plain PNG no alternative text."""
         content, words = base64.b64encode(self._repr_png_()).decode(), html.escape(self.words)
-        image = f"<img class='mlh-figure' alt='{words}' src='data:image/png;base64,{content}' style='max-width:100%;height:auto'>"
-        return {"text/html": _DARK + image, "image/png": content, "text/plain": self.words}
+        width = round(96 * self.get_figwidth())
+        size = f"width:100%;max-width:{width}px;min-width:{min(width, _READABLE)}px;height:auto"
+        image = f"<img class='mlh-figure' alt='{words}' src='data:image/png;base64,{content}' style='{size}'>"
+        return {"text/html": f"{_DARK}<div style='overflow-x:auto'>{image}</div>", "image/png": content, "text/plain": self.words}
 
     def __repr__(self) -> str:
         return self.words

@@ -39,7 +39,8 @@ class TokenView:
     def _repr_html_(self) -> str:
         spans = "".join(_span(piece) for piece in self.pieces)
         used = [kind for kind in _STYLES if any(piece.kind == kind for piece in self.pieces)]
-        legend = " ".join(f"<span style='{_STYLES[kind]};padding:1px 5px;margin-right:8px'>{_MEANING[kind]}</span>" for kind in used)
+        patch = "padding:1px 5px;margin-right:8px;display:inline-block"
+        legend = " ".join(f"<span style='{_STYLES[kind]};{patch}'>{_MEANING[kind]}</span>" for kind in used)
         body = f"<div style='font-family:monospace;line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere'>{spans}</div>"
         return f"<div><div style='font-weight:600'>{html.escape(self.title)}</div>{body}<div style='padding-top:6px'>{legend}</div></div>"
 
