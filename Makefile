@@ -3,12 +3,15 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo lab test check regress planted docs screenshots lock clean
+.PHONY: help demo lab test check lint drills test-oldest test-newest audit regress planted docs screenshots lock clean
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
 	@echo "make test   every test; about a quarter of an hour"
 	@echo "make check  formatting, lint, stored notebooks and the quick tests"
+	@echo "make drills  faults on purpose: bad input, damaged artefacts, full disks, killed runs"
+	@echo "make test-oldest, make test-newest  the quick tests on other library versions"
+	@echo "make audit  known weaknesses of the locked dependencies (asks PyPI's advisories)"
 	@echo "make regress  the regression cases against their baselines: outputs/regression/"
 	@echo "make planted  plants faults and looks whether the regression run turns red"
 	@echo "make docs   write docs/troubleshooting.md from its table"
@@ -28,11 +31,27 @@ lab: $(READY)
 test: $(READY)
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
-check: $(READY)
+check: lint
+	$(PYTHON) -m pytest -m "not slow and not browser"
+
+lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m nbstripout --verify --keep-id --extra-keys "metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
-	$(PYTHON) -m pytest -m "not slow and not browser"
+
+# Faults on purpose: generated input, damaged artefacts, full disks, killed runs.
+drills: $(READY)
+	$(PYTHON) -m pytest tests/drills
+
+# The quick tests on the lower and the upper end of pyproject.toml's ranges, each in an environment of its own.
+test-oldest: $(READY)
+	@tools/test_versions.sh oldest
+
+test-newest: $(READY)
+	@tools/test_versions.sh newest
+
+audit: $(READY)
+	@tools/audit.sh
 
 regress: $(READY)
 	$(PYTHON) -m mac_lora_helpers regress
