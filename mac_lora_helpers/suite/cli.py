@@ -24,6 +24,9 @@ from mac_lora_helpers.troubleshooting import explain
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the arguments, runs the command, and turns foreseeable errors into one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal without these characters gets their numbers, not a failure
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -202,4 +205,5 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(portable(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+    print(portable(json.dumps(value, indent=2, ensure_ascii=plain, default=str)))

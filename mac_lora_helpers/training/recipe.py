@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.compat import known_warnings
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.training import memory, processes
@@ -193,9 +193,7 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            # PEFT 0.21 reads the old name; nobody who runs the notebook can do anything about it
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated", category=FutureWarning)
+        with known_warnings():
             yield
     finally:
         logging.set_verbosity(level)

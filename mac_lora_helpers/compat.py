@@ -1,0 +1,27 @@
+"""Differences between library versions, and nowhere else.
+
+Each entry says which versions it is for; it goes when pyproject.toml's lower bound has passed them. ``make test-oldest`` and
+``make test-newest`` run the quick tests on both ends of the stated ranges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+#: (library, versions, message): warnings that a version raises about its own use of another library. Whoever runs a
+#: notebook can do nothing about them.
+WARNINGS = (
+    # PEFT reads transformers' old name; its successor `is_activation_checkpointing` came with transformers 5.
+    ("peft", ">=0.21.0,<0.22", ".*is_gradient_checkpointing.* is deprecated"),
+)
+
+
+@contextlib.contextmanager
+def known_warnings() -> Iterator[None]:
+    """Inside, the warnings of the table are not shown; all others are."""
+    with warnings.catch_warnings():
+        for _, _, message in WARNINGS:
+            warnings.filterwarnings("ignore", message=message, category=FutureWarning)
+        yield
