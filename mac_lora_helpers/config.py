@@ -155,6 +155,9 @@ class Config(BaseModel):
     logging_steps: Whole = _param(10, "optimizer steps between two lines of the log", "Training", "training", ge=1)
     save_steps: Whole = _param(200, "optimizer steps between two checkpoints", "Training", "training", ge=1)
     save_total_limit: Whole = _param(2, "checkpoints kept", "Training", "training", ge=1)
+    track: Literal["off", "trackio"] = _param(
+        "off", "trackio: the log in Trackio's dashboard as well, on this machine only; see `trackio show`", "Training", "training"
+    )
     resume: Literal["auto", "never"] = _param(
         "auto", "auto: go on from an unfinished training's last checkpoint; never: start over", "Training", "training"
     )

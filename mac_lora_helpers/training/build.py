@@ -36,6 +36,7 @@ def build_trainer(
     Raises:
         CheckFailed: rows that cannot be trained on as they stand, or another effective length than asked for.
         MissingArtifact: no tokens or no manifest.
+        InputError: ``track`` names a package that is not installed.
     """
     from transformers.trainer_callback import PrinterCallback
 
@@ -66,6 +67,10 @@ def build_trainer(
         if not trainer.fast.applied and forecast.path == "fast":
             plain = config.model_copy(update={"fast_path": "off", "gradient_checkpointing": bool(args.gradient_checkpointing)})
             trainer.forecast = predict_for(plain, model, tokens["train"], args.device.type)
+    if config.track != "off" and processes.is_main():
+        from mac_lora_helpers.training.track import Tracker
+
+        trainer.run_log.tracker = Tracker(run, config, trainer.identity)
     if on_log is None:
         _notebook_progress(trainer)
     return trainer

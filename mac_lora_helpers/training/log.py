@@ -27,6 +27,7 @@ class RunLog:
     ) -> None:
         self.run, self.every, self.quietly = run, every, quietly
         self.on_log = None if quietly else on_log
+        self.tracker: Any = None
         self.rows: list[dict[str, Any]] = []
         self.losses: list[float] = []
         self.tokens = self.supervised = 0
@@ -77,6 +78,8 @@ class RunLog:
         if last or time.perf_counter() - self._written >= WRITE_EVERY:
             self.write()
         self._show()
+        if self.tracker is not None:
+            self.tracker.rows(self.rows)
 
     def write(self) -> None:
         """Writes ``train_log.jsonl``, whole."""

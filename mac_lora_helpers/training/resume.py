@@ -22,7 +22,7 @@ SEAL = "checkpoint.json"
 STATE = "state.json"
 LAST_GOOD = "last-good-adapter"
 #: Parameters that change nothing in the numbers (or only the last bits): a checkpoint may be continued under others.
-_FREE = {"device", "gradient_checkpointing", "fast_path", "logging_steps", "save_steps", "save_total_limit", "resume"}
+_FREE = {"device", "gradient_checkpointing", "fast_path", "logging_steps", "save_steps", "save_total_limit", "resume", "track"}
 
 
 def identity(run: RunDir, config: Config) -> dict[str, Any]:

@@ -231,6 +231,8 @@ class LoraTrainer(SFTTrainer):
             self.meter.stop()
             with contextlib.suppress(OSError):
                 self.run_log.write()
+            if self.run_log.tracker is not None:
+                self.run_log.tracker.finish()
 
     def _begin(self, checkpoint: str | None) -> dict[str, Any] | None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -312,10 +314,14 @@ class LoraTrainer(SFTTrainer):
 
 
 class _Steps(TrainerCallback):
-    """Hands the trainer's own events to it: after each optimizer step, and after the checkpoint that a stop asked for."""
+    """Hands the trainer's own events to it: an epoch's begin, each optimizer step's end, the checkpoint that a stop asked for."""
 
     def __init__(self, trainer: LoraTrainer) -> None:
         self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """accelerate 1.15 does not pass the epoch on to a sampler of several processes when it skips batches, as in resuming."""
+        self.trainer.order.set_epoch(int((state.epoch or 0) + 1e-6))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.after_step(state, control)
