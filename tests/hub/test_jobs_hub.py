@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -289,6 +293,54 @@ def test_machine_and_price_are_read_from_the_hub(made, hub, alice, monkeypatch):
     before = len(hub.requests)
     assert "asks nobody" in dict(job_cost(run, config).rows())["price"]
     assert len(hub.requests) == before
+
+
+# From a terminal
+
+
+def terminal(hub, token, *words):
+    """A program of its own, with the stand-in as its Hub."""
+    settings = {"HF_ENDPOINT": hub.url, "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, env={**os.environ, **settings}, timeout=120, check=False)
+
+
+def test_the_commands_exit_codes_and_words(made, hub, alice):
+    run, _ = made
+
+    def job(*words):
+        done = terminal(hub, alice, sys.executable, "-m", "mac_lora_helpers", "job", *words, "--run-dir", run.root)
+        assert alice not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        return done
+
+    refused = job("status")
+    assert (refused.returncode, "no job was submitted" in refused.stderr) == (1, True)
+    sent = job("submit")
+    (known,) = hub.jobs.jobs.values()
+    assert (sent.returncode, known.id in sent.stdout) == (0, True)
+    known.log("step=1 loss=0.5")
+    known.end("ERROR", "out of memory")
+    failed = job("status")
+    assert (failed.returncode, "error: out of memory" in failed.stdout) == (1, True)
+    assert job("logs").stdout == "step=1 loss=0.5\n"
+    assert "did not finish (error: out of memory)" in job("fetch").stderr
+
+
+def test_the_hf_command_submits_what_command_txt_says(made, hub, alice):
+    run, _ = made
+    words = shlex.split((run.path("job") / "command.txt").read_text())
+    words = [str(Path(sys.executable).with_name("hf")), *words[1:]]
+    words = [str(run.path("job") / Path(word).name) if word.endswith((".py", ".zip")) else word for word in words]
+    done = terminal(hub, alice, *words[:4], "--detach", *words[4:])
+    assert done.returncode == 0, done.stderr
+    (known,) = hub.jobs.jobs.values()
+    assert (known.spec["flavor"], known.spec["timeoutSeconds"], known.spec["secrets"]) == ("t4-small", 7200, {"HF_TOKEN": alice})
+    seen = terminal(hub, alice, words[0], "jobs", "inspect", "--format", "json", f"alice/{known.id}")
+    assert known.id in seen.stdout, seen.stderr
+    assert alice not in done.stdout + done.stderr + seen.stdout
+    assert "t4-small" in terminal(hub, alice, words[0], "jobs", "hardware", "--format", "json").stdout
+    assert terminal(hub, alice, words[0], "jobs", "cancel", f"alice/{known.id}").returncode == 0
+    assert known.stage == "CANCELED"
 
 
 # What comes back

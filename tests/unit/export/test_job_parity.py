@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from test_job import make_data, rows
@@ -131,6 +136,27 @@ def test_what_was_asked_to_differ_is_allowed_and_the_rest_is_still_compared(trai
     report.require_passed()
     asked = [item["name"] for item in report.record["allowed"] if "job_overrides" in item["why"]]
     assert asked == ["config.learning_rate", "config.max_seq_length", "config.model_id"]
+
+
+@pytest.mark.slow
+def test_the_script_is_the_same_run_in_an_environment_from_its_own_header(trained, monkeypatch, tmp_path, need):
+    """uv makes the environment of the script's header; the first time that takes minutes."""
+    need(importlib.util.find_spec("uv"), "uv is not installed")
+    for name, value in pip_settings().items():
+        monkeypatch.setenv(name, value)
+    run, config = copied(trained, tmp_path)
+    uv = (sys.executable, "-m", "uv", "run", "--no-python-downloads", "--python", sys.executable, "--script")
+    made = subprocess.run([*uv, run.path("job") / "train_job.py", "--help"], capture_output=True, text=True, check=False, timeout=900)
+    need(made.returncode == 0, f"no environment could be made from the header: {made.stderr.strip()[-300:]}")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    check_parity(run, config, steps=10, python=uv).require_passed()
+
+
+def pip_settings():
+    """uv does not read pip's settings; a CPU build of torch is found through them."""
+    done = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
+    links = re.search(r"find-links='([^']+)'", done.stdout)
+    return {"UV_FIND_LINKS": links[1]} if links and "UV_FIND_LINKS" not in os.environ else {}
 
 
 def copied(trained, tmp_path):
