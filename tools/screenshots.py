@@ -23,7 +23,7 @@ from mac_lora_helpers.artifacts import NOTEBOOKS  # noqa: E402
 
 #: Name of the picture → (theme, width of the window in pixels).
 VIEWS = {"light": ("JupyterLab Light", 1200), "dark": ("JupyterLab Dark", 1200), "narrow": ("JupyterLab Light", 620)}
-SHORT = {"MAX_STEPS": "60", "EVAL_EXAMPLES": "16"}
+SHORT = {"MAX_STEPS": "60", "LEARNING_RATE": "0.001", "EVAL_EXAMPLES": "16"}
 
 
 def main() -> int:

@@ -76,7 +76,8 @@ class Table:
             f"<caption style='text-align:left;font-weight:600;padding:4px 0'>{html.escape(self.title)}</caption>" if self.title else ""
         )
         note = f"<div style='padding:4px 0'>{html.escape(self.note)}</div>" if self.note else ""
-        return f"<table style='border-collapse:collapse'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+        table = f"<table style='border-collapse:collapse'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<div style='overflow-x:auto'>{table}</div>{note}"
 
 
 def _cell(value: str) -> str:

@@ -13,7 +13,7 @@ from browser import lab as jupyter
 
 ROOT = Path(__file__).parents[2]
 #: The street in short: fewer steps and questions than the preset's.
-SHORT = {"MAX_STEPS": "40", "EVAL_EXAMPLES": "12"}
+SHORT = {"MAX_STEPS": "40", "LEARNING_RATE": "0.001", "EVAL_EXAMPLES": "12"}
 
 
 @dataclass

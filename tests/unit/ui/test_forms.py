@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import nbformat
@@ -254,3 +255,30 @@ def test_many_quick_changes_end_at_the_last():
         form.fields["lora_r"].widget.value = rank
     assert config.lora_r == 59
     assert "needs about 59.0 kB" in form.bar.value
+
+
+CELLS = [
+    "from mac_lora_helpers import ui\nfrom mac_lora_helpers.config import configure",
+    "max_steps: int = 200  # optimizer steps",
+    "config = configure(globals())\nui.config_form(config, list(type(config).model_fields))",
+    "with ui.stoppable('counting', quiet_seconds=0):\n    total = sum(range(1000))",
+    "ui.ask_box(None, config, None)",
+    "print(config.model_dump_json())",
+]
+
+
+def test_papermill_runs_through_with_the_form_on_and_its_values_survive(tmp_path):
+    """The YAML of a form, given to papermill as it is given by a user, in a kernel where nobody said headless."""
+    config = resolve({"max_steps": 7, "prompt": 'it\'s "quoted": yes', "lora_dropout": 0.125, "push": True}, {})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, tmp_path / "form.ipynb")
+    (tmp_path / "values.yaml").write_text(recipe.papermill_yaml(config), encoding="utf-8")
+    command = [sys.executable, "-m", "papermill", "form.ipynb", "done.ipynb", "-f", "values.yaml", "--no-progress-bar"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = nbformat.read(tmp_path / "done.ipynb", as_version=4).cells
+    assert json.loads(cells[-1].outputs[0].text) == json.loads(config.model_dump_json())
+    (form,) = [output for cell in cells for output in cell.outputs if "● differs" in str(output.get("data", {}).get("text/html"))]
+    assert "application/vnd.jupyter.widget-view+json" in form["data"]
