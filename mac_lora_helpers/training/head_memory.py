@@ -48,4 +48,6 @@ def fast_head(tokens: int, width: int, vocabulary: int, itemsize: int, again: st
 
     rows = min(tokens, chunk_rows(vocabulary, itemsize, again))
     product = rows * width * (itemsize + (4 if itemsize < 4 else 0))
-    return HeadMemory(rows * vocabulary * itemsize + product, tokens * width * itemsize)
+    chunk = rows * vocabulary * itemsize
+    # a chunk that is kept when freed is broken into by smaller blocks, and the next step takes another
+    return HeadMemory(chunk + product, tokens * width * itemsize, chunk if chunk < KEPT_BELOW else 0)

@@ -65,7 +65,9 @@ def probe(config: Config, model: Any, forecast: MemoryForecast, device: str) -> 
     import torch
 
     from mac_lora_helpers.training.dry_run import shortened, with_adapters
+    from mac_lora_helpers.training.recipe import settle_threads
 
+    settle_threads(model.parameters, device)
     rows, tokens = forecast.shape
     lora = model.lora(config.model_copy(update={"lora_layers": 0}))
     peft = with_adapters(shortened(model.config, 1), lora, getattr(torch, forecast.dtype), device=device)
