@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import MissingArtifact
+from mac_lora_helpers.errors import InputError, MissingArtifact
 
 #: Command → what it does.
 ACTIONS = {
@@ -43,6 +44,8 @@ def run_job_command(action: str, config: Config, follow: bool = False, into: str
     from mac_lora_helpers import export
     from mac_lora_helpers.ui.tables import Table
 
+    if not Path(config.out_dir).expanduser().is_dir():
+        raise InputError("no such run directory", where=portable(config.out_dir), fix="name the one that notebook 05 wrote the job into")
     run = RunDir(config.out_dir)
     if action == "logs" and not follow:
         for line in export.job_logs(run):

@@ -152,6 +152,28 @@ def test_another_script_waits_for_the_job_that_runs(made, hub, alice):
     assert len(started(hub)) == 3  # two starts and the cancel
 
 
+def test_with_submit_off_a_job_of_before_is_named_and_nobody_is_asked(made, hub, alice):
+    run, config = made
+    known = submit_job(run, config)
+    config.submit_job, before = False, len(hub.requests)
+    state = submit_job(run, config)
+    assert state.id == known.id
+    assert "mac-lora job fetch" in dict(state.rows())["stage"]
+    assert follow_job(run, state) is state
+    assert "mac-lora job fetch" in fetch_job(run, state).why
+    assert len(hub.requests) == before
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_told(made, hub, alice, quick):
+    run, config = made
+    config.job_timeout = "1s"
+    write_job(run, config)
+    hub.jobs.run_scripts = True
+    state = follow_job(run, submit_job(run, config), lambda line: None)
+    with pytest.raises(CheckFailed, match=r"Job timeout[\s\S]*longer job_timeout"):
+        fetch_job(run, state)
+
+
 def test_a_changed_script_is_not_sent(made, hub, alice):
     run, config = made
     script = run.path("job") / "train_job.py"

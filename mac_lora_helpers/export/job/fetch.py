@@ -17,7 +17,7 @@ from mac_lora_helpers.export.hub.files import RECORDS, digest_of
 from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job.errors import ask
 from mac_lora_helpers.export.job.follow import job_logs
-from mac_lora_helpers.export.job.submit import JobState, _api
+from mac_lora_helpers.export.job.submit import UNASKED, JobState, _api
 
 #: What is taken from the repository: PEFT's files, the tokenizer's, the run's records. Never a pickle.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -90,11 +90,14 @@ def _not_yet(state: JobState) -> str:
     """
     if not state.submitted:
         return "no job was submitted"
+    if state.stage == UNASKED:
+        return "submit_job is off; `mac-lora job fetch` brings the result of the job that was submitted before"
     if not state.ended:
         return "the job is still running; run this step again when it has ended"
     if state.stage != "COMPLETED":
         said = f"{state.stage.lower()}{f': {state.message}' if state.message else ''}"
         fix = "look at its log: `mac-lora job logs`; correct what it names, then submit again"
+        fix = "give it a longer job_timeout, then submit again" if "timeout" in state.message.lower() else fix
         raise CheckFailed(f"the job did not finish ({said})", where=f"{state.namespace}/{state.id}", fix=fix)
     return ""
 

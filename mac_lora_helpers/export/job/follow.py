@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.export.job.errors import ask, of_log
-from mac_lora_helpers.export.job.submit import JobState, _api, job_status, submitted
+from mac_lora_helpers.export.job.submit import UNASKED, JobState, _api, job_status, submitted
 
 #: Seconds between two questions about a job that waits for its machine.
 PAUSE = 2.0
@@ -43,7 +43,7 @@ def follow_job(run: RunDir, state: JobState, show: Callable[[str], None] = print
     Raises:
         HubError: the Hub refused or cannot be reached.
     """
-    if not state.submitted:
+    if not state.submitted or state.stage == UNASKED:
         return state
     try:
         state = _wait_for_start(run, show)

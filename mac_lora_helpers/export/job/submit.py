@@ -21,6 +21,8 @@ from mac_lora_helpers.export.job.record import INPUTS
 
 #: Stages that a job leaves no more, and those of them that a new job may follow.
 ENDED, FAILED = ("COMPLETED", "ERROR", "CANCELED", "DELETED"), ("ERROR", "CANCELED", "DELETED")
+#: The stage of a job that was submitted before, while ``submit_job`` is off: the Hub is not asked then.
+UNASKED = "NOT ASKED"
 #: The label that finds a job again by its script.
 LABEL = "mac-lora-script"
 
@@ -31,7 +33,8 @@ class JobState:
 
     Attributes:
         id: the Hub's id; empty if no job was submitted. namespace: whose job it is. url: its page.
-        stage: SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED. message: the Hub's word on it.
+        stage: SCHEDULING, RUNNING, COMPLETED, ERROR, CANCELED or DELETED; ``UNASKED`` if the Hub was not asked.
+        message: the Hub's word on it.
         repo_id: where its result goes. seconds: how long it has been running; None if that is not known.
         command: what would start it by hand. interrupted: following it was broken off. note: worth knowing.
     """
@@ -59,6 +62,9 @@ class JobState:
         """(what, value) for a table."""
         if not self.submitted:
             return [("submitted", "no: submit_job is off"), ("to start it", f"submit_job = True, or: {self.command}")]
+        if self.stage == UNASKED:
+            asked = "not asked, because submit_job is off: `mac-lora job status`, `mac-lora job fetch`"
+            return [("job", f"{self.namespace}/{self.id}"), ("stage", asked), ("page", self.url)]
         stage = f"{self.stage.lower()}{f': {self.message}' if self.message else ''}"
         rows = [("job", f"{self.namespace}/{self.id}"), ("stage", stage), ("page", self.url), ("result goes to", self.repo_id)]
         rows += [("running for", f"{self.seconds} s")] if self.seconds is not None else []
@@ -154,7 +160,7 @@ def state_of(record: Mapping[str, Any], info: Any = None) -> JobState:
     job = record["job"]
     known = {name: job[name] for name in ("id", "namespace", "url", "repo_id")}
     if info is None:
-        return JobState(**known, stage="not asked", command=" ".join(record["command"]))
+        return JobState(**known, stage=UNASKED, command=" ".join(record["command"]))
     seconds = info.durations.running_secs if info.durations else None
     return JobState(**known, stage=_stage(info), message=portable(info.status.message or ""), seconds=seconds)
 
