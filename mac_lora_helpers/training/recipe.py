@@ -63,7 +63,7 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
             raise InputError(
                 f"the model {config.model_id!r} cannot be loaded: {first_line(error)}",
                 where="parameter model_id",
-                fix="a folder with config.json and *.safetensors weights, or a Hub id that this machine can reach (`hf auth login` for a gated one)",
+                fix="a folder with config.json and *.safetensors weights, or a Hub id within reach (`hf auth login` for a gated one)",
             ) from error
     model.to(device.name)
     settle_threads(model.num_parameters(), device.name)
