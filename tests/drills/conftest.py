@@ -63,7 +63,7 @@ def rows(count: int, word: str) -> list[dict]:
 
 def make(folder: Path, word: str, seed: int) -> Made:
     """Stages 01 to 04 as the notebooks call them, and of 05 what is quick: the record of a check, and the card."""
-    from mac_lora_helpers import data, environment
+    from mac_lora_helpers import environment
     from mac_lora_helpers.export import write_card
 
     file = folder.with_name(f"{folder.name}.jsonl")
@@ -71,16 +71,23 @@ def make(folder: Path, word: str, seed: int) -> Made:
     made = Made(folder, {**VALUES, "data_files": str(file), "seed": seed, "lora_alpha": 32 * seed})
     run, config = made.run, made.config
     run.write_json("environment", environment.check_environment(config).to_dict())
-    source = data.load(config)
-    found = data.validate(source, config)
-    splits = data.split(found, config)
-    data.save(run, source, found, splits, data.encode(splits, data.load_tokenizer(config), config), config)
+    format_data(made)
     train(made)
     evaluate(made)
     about = origin.adapter_digest(run.need("adapter"))
     run.write_json("equivalence", {"passed": None, "artefacts": [], "control": {}, "conditions": {"adapter_digest": about}})
     write_card(run, config)
     return made
+
+
+def format_data(made: Made) -> None:
+    from mac_lora_helpers import data
+
+    run, config = made.run, made.config
+    source = data.load(config)
+    found = data.validate(source, config)
+    splits = data.split(found, config)
+    data.save(run, source, found, splits, data.encode(splits, data.load_tokenizer(config), config), config)
 
 
 def train(made: Made) -> None:
