@@ -46,6 +46,8 @@ class FitForm(ConfigForm):
         self._measure()
 
     def _measure(self) -> None:
+        # In the kernel's main thread on purpose: beside a cell that loads a model, two would turn torch's defaults under each other.
+        self.bar.value = bar(self.fit) + note("counting …")
         try:
             self.fit = self._ask(self.config, **self._known)
         except UserError as error:

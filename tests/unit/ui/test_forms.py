@@ -230,6 +230,20 @@ def test_the_bar_follows_and_a_bad_value_leaves_the_last_good_one():
     assert form.bar.value == before
 
 
+def test_while_a_slow_answer_is_counted_the_last_one_stays_with_a_word():
+    seen, forms = [], []
+
+    def slow(config):
+        seen.extend(form.bar.value for form in forms)
+        return asked(config)
+
+    forms.append(ui.fit_form(resolve({}, {}), ["lora_r"], slow))
+    forms[0].fields["lora_r"].widget.value = 4
+    assert "needs about 16.0 kB" in seen[0]
+    assert "counting …" in seen[0]
+    assert "counting …" not in forms[0].bar.value
+
+
 def test_the_bar_is_drawn_to_scale_and_named():
     shown = fit.bar(asked(SimpleNamespace(dtype="float32", lora_r=40)))
     assert "left:calc(50.00% - 3px)" in shown
