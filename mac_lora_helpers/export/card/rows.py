@@ -20,6 +20,7 @@ _RECIPE = {
     "lora_alpha": "LoRA alpha",
     "lora_dropout": "LoRA dropout",
     "target_modules": "LoRA target modules",
+    "lora_layers": "adapted layers, from the top",
     "learning_rate": "learning rate",
     "per_device_train_batch_size": "batch size per device",
     "gradient_accumulation_steps": "gradient accumulation steps",
@@ -68,6 +69,7 @@ def recipe_rows(found: Mapping[str, Any], saved: Mapping[str, Any]) -> list[tupl
     values = {
         **saved,
         "target_modules": ", ".join(sorted(targets)) if isinstance(targets, list) else targets,
+        "lora_layers": saved.get("lora_layers") or None,
         **{
             f"lora_{key}": adapter[name]
             for key, name in (("r", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout"))

@@ -40,6 +40,7 @@ ALLOWED = {
     "config.job_overrides": "the job was written from them",
     "config.check_parity": "belongs to the local run",
     "config.submit_job": "belongs to the local run",
+    "config.track": "a dashboard of the local machine",
     "config.device": "auto in the job; the device that was taken is compared by the losses",
     "config.model_id": "a local model travels in inputs.zip; its tokenizer is compared by the fingerprint, its weights by the losses",
     "config.data_files": "local data travel in inputs.zip; they are compared by the fingerprint",

@@ -31,6 +31,7 @@ from mac_lora_helpers.export.job.record import COMMAND, INPUTS, RECORD, SCRIPT
 PYTHON = ">=3.11,<3.14"
 #: Parameters that belong to this machine's run and not to the recipe.
 _AT_HOME = ("out_dir", "push", "adapter_dir", "gguf_types", "job_flavor", "job_timeout", "job_overrides", "check_parity", "submit_job")
+_AT_HOME += ("track",)
 _NOT_RECIPE = ("preset", "repo_id", "private", "push_artifacts", *_AT_HOME)
 #: What a job pushes: without the records nobody could tell what the adapter is the result of.
 _PUSHED = "adapter, run"
