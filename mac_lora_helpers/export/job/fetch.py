@@ -17,7 +17,7 @@ from mac_lora_helpers.export.hub.files import RECORDS, digest_of
 from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job.errors import ask
 from mac_lora_helpers.export.job.follow import job_logs
-from mac_lora_helpers.export.job.submit import UNASKED, JobState, _api
+from mac_lora_helpers.export.job.submit import UNASKED, JobState, _api, quiet
 
 #: What is taken from the repository: PEFT's files, the tokenizer's, the run's records. Never a pickle.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -127,7 +127,8 @@ def _download(repo: str, folder: Path) -> str:
         fix = "wait until the job has finished; its log says where it pushed to"
         raise MissingArtifact(f"the Hub holds no result at {repo}", where=repo, fix=fix) from error
     wanted = [*_ADAPTER, *_TOKENIZER, *RECORDS]
-    ask(repo, snapshot_download, repo, revision=commit, local_dir=folder, allow_patterns=wanted, library_name="mac-lora-helpers")
+    with quiet():
+        ask(repo, snapshot_download, repo, revision=commit, local_dir=folder, allow_patterns=wanted, library_name="mac-lora-helpers")
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return str(commit)
 

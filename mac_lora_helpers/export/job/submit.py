@@ -192,7 +192,7 @@ def _start(run: RunDir, record: Mapping[str, Any], namespace: str) -> Any:
     folder = run.path("job")
     arguments = [str(folder / INPUTS)] if record["inputs"] else []
     labels = {"name": f"mac-lora-{record['script']['sha256'][:8]}", LABEL: record["script"]["sha256"][:40]}
-    with _quiet():
+    with quiet():
         try:
             return _api().run_uv_job(
                 str(folder / records.SCRIPT),
@@ -227,7 +227,7 @@ def _refuse_public_bucket(namespace: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """The client prints where the script went and shows a bar; neither belongs into a notebook's output."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
