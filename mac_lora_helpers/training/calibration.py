@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.artifacts import atomic_file
+from mac_lora_helpers.errors import UserError
 
 NAME = "calibration.json"
 #: Runs kept for each device, dtype and path.
@@ -89,8 +90,8 @@ def keep(device: str, dtype: str, path: str, predicted: int, measured: int, flop
     try:
         with atomic_file(place / NAME) as temporary:
             temporary.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    except OSError as error:
-        _warn(f"cannot be written ({error.strerror or type(error).__name__})")
+    except (OSError, UserError):
+        _warn("cannot be written")
 
 
 def _key(device: str, dtype: str, path: str) -> str:

@@ -32,8 +32,7 @@ def plain_head(tokens: int, width: int, vocabulary: int, itemsize: int, device: 
     """TRL's head for ``tokens`` positions."""
     rows, columns = min(tokens, TILE_TOKENS), min(vocabulary, TILE_VOCABULARY)
     tile, hidden = 4 * rows * columns, tokens * width
-    # the buffer is as wide as a whole tile; where the system gives pages when they are first touched, no wider than the vocabulary
-    buffer = itemsize * rows * (columns if device == "cpu" else TILE_VOCABULARY)
+    buffer = itemsize * rows * TILE_VOCABULARY  # as wide as a whole tile, also for a smaller vocabulary
     if device == "cuda":
         return HeadMemory(buffer, buffer + 4 * hidden)
     products = tile + 4 * columns * width if itemsize < 4 else 0
@@ -48,6 +47,4 @@ def fast_head(tokens: int, width: int, vocabulary: int, itemsize: int, again: st
 
     rows = min(tokens, chunk_rows(vocabulary, itemsize, again))
     product = rows * width * (itemsize + (4 if itemsize < 4 else 0))
-    chunk = rows * vocabulary * itemsize
-    # a chunk that is kept when freed is broken into by smaller blocks, and the next step takes another
-    return HeadMemory(chunk + product, tokens * width * itemsize, chunk if chunk < KEPT_BELOW else 0)
+    return HeadMemory(rows * vocabulary * itemsize + product, tokens * width * itemsize)
