@@ -47,5 +47,5 @@ def __getattr__(name: str) -> Any:
     if name in _FIGURES:
         return getattr(importlib.import_module("mac_lora_helpers.ui.figures"), name)
     if name == _MEMORY:
-        return importlib.import_module("mac_lora_helpers.ui.memory_figure").memory_figure
+        return importlib.import_module("mac_lora_helpers.ui.memory_bars").memory_figure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

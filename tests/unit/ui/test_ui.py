@@ -152,3 +152,10 @@ def test_a_picture_without_words_of_its_own_tells_its_titles():
     figure.subplots().set_title("predicted", loc="left")
     assert figure.words == "Memory <b>: predicted"
     assert "<b>" not in figure._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.parametrize("name", ui.__all__)
+def test_a_name_stays_what_it_is_when_it_is_used_again(name):
+    """A module of the same name, once imported, would stand in the function's place."""
+    assert callable(getattr(ui, name))
+    assert callable(getattr(ui, name))
