@@ -191,7 +191,7 @@ def _pair(row: dict[str, Any]) -> tuple[str, str]:
     return users[-1].strip() if users else "", row["messages"][-1]["content"].strip()
 
 
-def _gguf_template(run: Path) -> str:
+def _gguf_template(run: Path) -> str | None:
     from gguf import GGUFReader
 
     templates = set()
@@ -200,4 +200,4 @@ def _gguf_template(run: Path) -> str:
         if reader.get_field("tokenizer.ggml.tokens"):  # an adapter's file has no tokenizer
             field = reader.get_field("tokenizer.chat_template")
             templates.add(str(field.contents()) if field else "")
-    return hashlib.sha256(json.dumps(sorted(templates)).encode()).hexdigest() if templates else ""
+    return hashlib.sha256(json.dumps(sorted(templates)).encode()).hexdigest() if templates else None
