@@ -119,13 +119,14 @@ def record(model: Any, way: Way, rows: int, tokens: int) -> Tape:
 
 
 def checkpoint(base: Any, on: bool) -> None:
-    """Gradient checkpointing on or off, as ``SFTTrainer`` sets it."""
+    """Gradient checkpointing on or off, as ``SFTTrainer`` sets it; newer versions of transformers call it activation checkpointing."""
+    kind = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
     with quiet():
         if on:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            getattr(base, f"{kind}_checkpointing_enable")({"use_reentrant": False})
             base.enable_input_require_grads()
-        elif base.is_gradient_checkpointing:
-            base.gradient_checkpointing_disable()
+        elif getattr(base, f"is_{kind}_checkpointing"):
+            getattr(base, f"{kind}_checkpointing_disable")()
             base.disable_input_require_grads()
 
 
