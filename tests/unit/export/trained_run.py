@@ -107,7 +107,7 @@ def copy_of(made: Trained, root: Path) -> Trained:
 
 
 def edit_json(path: Path, drop: tuple[str, ...] = (), **changes: Any) -> None:
-    value = {key: item for key, item in json.loads(path.read_text(encoding="utf-8")).items() if key not in drop}
+    value = {key: item for key, item in json.loads(path.read_text(encoding="utf-8")).items() if key not in (*drop, "digest")}
     value.update(changes)
     path.write_text(json.dumps(value), encoding="utf-8")
 
