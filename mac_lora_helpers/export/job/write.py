@@ -84,32 +84,27 @@ def write_job(run: RunDir, config: Config, changes: Mapping[str, Any] | None = N
 
     Raises:
         MissingArtifact: 02 or 03 has not run. InputError: a flavor that does not exist, local files that are too large,
-            parameters that differ from the local run without being named in ``changes``.
+            parameters that differ from the local run without being named, or ``job_overrides`` that cannot be.
     """
     manifest, saved = run.read_json("manifest"), run.config("train_config")
     recipe, listed = _recipe(config, saved, {**overrides_of(config), **(changes or {})})
     flavor, reason = choose_flavor(recipe)
-    processes = processes_of(flavor, recipe)
     files, moved = inputs_of(recipe)
     archive, package = (zip_of(files) if files else b""), package_zip()
-    new = sorted({item["parameter"] for item in listed} & set(recipe.names("data")))
     job = {
         "parameters": {**_parameters(recipe), **moved},
-        "fingerprint": "" if new else manifest["fingerprint"],
-        "fingerprint_parts": {} if new else manifest.get("fingerprint_parts", {}),
-        "why_new": f"made new because {', '.join(new)} differ from the local run" if new else "",
+        **_identity(manifest, listed, recipe),
         "flavor": flavor,
         "gpu": not flavor.startswith("cpu"),
-        "processes": processes,
+        "processes": processes_of(flavor, recipe),
         "differences": [told(item) for item in listed],
         "package_sha256": sha256(package),
         "inputs_sha256": sha256(archive) if archive else "",
     }
     script = script_text(job, package)
     record = {
-        **{key: job[key] for key in ("fingerprint", "why_new", "flavor", "package_sha256", "inputs_sha256", "parameters")},
+        **{name: value for name, value in job.items() if name not in ("gpu", "fingerprint_parts")},
         "flavor_reason": reason,
-        "processes": processes,
         "timeout": config.job_timeout,
         "repo_id": job["parameters"]["repo_id"],
         "private": config.private,
@@ -120,10 +115,18 @@ def write_job(run: RunDir, config: Config, changes: Mapping[str, Any] | None = N
         "script": {"path": SCRIPT, "bytes": len(script.encode()), "sha256": sha256(script.encode())},
         "dependencies": pins()[0],
         "submitted": False,
+        **_submitted_before(run),
     }
-    record |= _submitted_before(run)
     record["command"] = _command(run, config, record)
     return _write(run, record, script, archive)
+
+
+def _identity(manifest: Mapping[str, Any], listed: Sequence[Mapping[str, Any]], recipe: Config) -> dict[str, Any]:
+    """What the job's tokens have to be: the local run's, or new ones where data or model were asked to differ."""
+    new = sorted({item["parameter"] for item in listed} & set(recipe.names("data")))
+    if new:
+        return {"fingerprint": "", "fingerprint_parts": {}, "why_new": f"made new because {', '.join(new)} differ from the local run"}
+    return {"fingerprint": manifest["fingerprint"], "fingerprint_parts": manifest.get("fingerprint_parts", {}), "why_new": ""}
 
 
 def _recipe(config: Config, saved: Mapping[str, Any], changes: dict[str, Any]) -> tuple[Config, list[dict[str, Any]]]:
