@@ -115,9 +115,9 @@ def test_a_hyperparameter_that_was_changed_since_fails_by_name(trained, monkeypa
 @pytest.mark.slow
 def test_a_row_that_was_changed_since_fails_by_name(trained, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    run, config = copied(trained, tmp_path)
-    file = tmp_path / "home" / "rows.jsonl"
-    file.write_text(file.read_text().replace("It is zero one.", "It is zero won."))
+    file = tmp_path / "rows.jsonl"
+    file.write_text((trained[0] / "rows.jsonl").read_text().replace("It is zero one.", "It is zero won."))
+    run, config = copied(trained, tmp_path, data_files=str(file))
     make_data(run, config)
     report = check_parity(run, config, steps=2)
     assert results(report)["fingerprint"] == "failed"
@@ -159,12 +159,10 @@ def pip_settings():
     return {"UV_FIND_LINKS": links[1]} if links and "UV_FIND_LINKS" not in os.environ else {}
 
 
-def copied(trained, tmp_path):
+def copied(trained, tmp_path, **values):
+    """The run in a folder of this test's own."""
     root, _, config = trained
     shutil.copytree(root / "run", tmp_path / "run")
-    (tmp_path / "home").mkdir()
-    shutil.copyfile(root / "rows.jsonl", tmp_path / "home" / "rows.jsonl")
-    values = {"out_dir": str(tmp_path / "run"), "data_files": str(tmp_path / "home" / "rows.jsonl")}
-    run, config = RunDir(tmp_path / "run"), resolve({**config.model_dump(), **values}, env={})
+    run, config = RunDir(tmp_path / "run"), resolve({**config.model_dump(), "out_dir": str(tmp_path / "run"), **values}, env={})
     run.write_json("train_config", {"config": config.model_dump()})
     return run, config
