@@ -110,8 +110,8 @@ def real_default(tmp_path):
 @pytest.mark.parametrize(
     ("free", "told"),
     [
-        (23e9, "per_device_train_batch_size=1 with gradient_accumulation_steps=32 fits"),
-        (4.5e9, "gradient_checkpointing=true, max_seq_length=1024 fits"),
+        (16e9, "per_device_train_batch_size=1 with gradient_accumulation_steps=32 fits"),
+        (4.5e9, "gradient_checkpointing=true, max_seq_length=768 fits"),
         (2e9, "a smaller model, or train in the cloud"),
     ],
 )
