@@ -13,7 +13,7 @@ import torch
 
 from mac_lora_helpers.training import memory
 from mac_lora_helpers.training.fast.head import FrozenHead, chunk_rows
-from mac_lora_helpers.training.fast.known import Parts, Unknown, lowest_adapted, require_known, take_apart
+from mac_lora_helpers.training.fast.known import Parts, Unknown, lowest_adapted, require_known, require_unwatched, take_apart
 from mac_lora_helpers.training.fast.layer import Work, run_layer
 from mac_lora_helpers.training.fast.plan import Kept, Plan, choose_plan, kept
 
@@ -172,8 +172,9 @@ class _FastPath:
         return given <= _KNOWN_INPUTS and bool((labels[:, 1:] != IGNORED).any())
 
     def parts(self) -> list[Parts] | None:
-        """The decoder layers as they are now; None when one is not as the fast path knows it (the adapter is off, merged, …)."""
+        """The decoder layers as they are now; None when one is not as the fast path knows it (the adapter is off, merged, watched, …)."""
         try:
+            require_unwatched(self.base.model.layers)
             return [take_apart(layer) for layer in self.base.model.layers[: self.base.config.num_hidden_layers]]
         except Unknown:
             return None

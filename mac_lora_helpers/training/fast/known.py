@@ -57,9 +57,7 @@ def require_known_model(model: Any) -> None:
     _require_family(base)
     _require_head(base)
     _require_trained(model, base)
-    hooked = [name for name, module in base.model.layers.named_modules() if _hooked(module)]
-    if hooked:
-        raise Unknown(f"hooks watch {hooked[0]}, which the fast path would not call")
+    require_unwatched(base.model.layers)
 
 
 def _require_trainer(trainer: Any) -> None:
@@ -115,6 +113,13 @@ def _require_trained(model: Any, base: Any) -> None:
 def lowest_adapted(parts: list[Parts]) -> int:
     """Index of the lowest layer with an adapter; below it nothing is trained and no gradient is needed."""
     return next((index for index, part in enumerate(parts) if part.adapted), 0)
+
+
+def require_unwatched(layers: nn.Module) -> None:
+    """Raises Unknown if a hook watches a module inside the decoder layers."""
+    for name, module in layers.named_modules():
+        if _hooked(module):
+            raise Unknown(f"hooks watch {name}, which the fast path would not call")
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -32,7 +32,7 @@ def first_layer(trainer):
 
 
 def nan_forward(trainer):
-    first_layer(trainer).mlp.register_forward_hook(lambda module, args, output: output * math.nan)
+    first_layer(trainer).mlp.down_proj.weight.data[0, 0] = math.nan
 
 
 def inf_gradient(trainer):

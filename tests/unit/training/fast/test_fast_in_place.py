@@ -81,6 +81,20 @@ def test_evaluation_and_a_switched_off_adapter_take_the_plain_path(build):
     assert base._fast_path.steps == taken + 1
 
 
+def test_a_hook_that_comes_later_is_called(build):
+    _, trainer = build()
+    assert fast.make_fast(trainer).applied
+    base, batch, seen = trainer.model.get_base_model(), first_batch(trainer), []
+    trainer.model.train()
+    hook = base.model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    taken = base._fast_path.steps
+    trainer.model(**batch, fused_lm_head=True)
+    assert (seen, base._fast_path.steps) == ([1], taken)
+    hook.remove()
+    trainer.model(**batch, fused_lm_head=True)
+    assert (seen, base._fast_path.steps) == ([1], taken + 1)
+
+
 def test_comparing_leaves_adapter_modes_and_random_state_alone(build):
     _, trainer = build(lora_dropout=0.1)
     trainer.model.eval()

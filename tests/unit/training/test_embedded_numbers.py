@@ -1,0 +1,63 @@
+"""The embedded task, really trained: plain against fast, bfloat16 against float32."""
+
+from types import SimpleNamespace
+
+import pytest
+from training_rows import CPU
+
+from mac_lora_helpers import data, training
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.config import resolve
+from mac_lora_helpers.training.audit import _mean_loss
+from mac_lora_helpers.training.batches import rows_of
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    """``embedded(**parameters)``: a trainer over the embedded data, run to its end."""
+    made = []
+
+    def train(**parameters):
+        folder = tmp_path_factory.mktemp("embedded")
+        values = {"preset": "smoke", "lora_dropout": 0, "logging_steps": 1, "save_steps": 1000, "out_dir": str(folder), **parameters}
+        config, run = resolve(values, env={}), RunDir(folder)
+        source = data.load(config)
+        found = data.validate(source, config)
+        splits, tokenizer = data.split(found, config), data.load_tokenizer(config)
+        encoded = made[0] if made else data.encode(splits, tokenizer, config)
+        made.append(encoded)
+        data.save(run, source, found, splits, encoded, config)
+        _, tokens = data.load_tokens(run)
+        dtype = SimpleNamespace(name=config.dtype, reason="test")
+        model = training.load_model(config, CPU, dtype)
+        lora, args = training.lora_config(config, model), training.sft_config(config, run, CPU, dtype)
+        trainer = training.build_trainer(model, tokenizer, tokens, lora, args, run, config, on_log=lambda _: None)
+        trainer.train()
+        return trainer
+
+    return train
+
+
+@pytest.mark.slow
+def test_fifty_steps_plain_and_fast_have_the_same_losses(embedded):
+    plain, fast = (embedded(max_steps=50, fast_path=path) for path in ("off", "auto"))
+    assert plain.fast is None
+    assert fast.fast.applied
+    assert len(fast.run_log.losses) == len(plain.run_log.losses) == 50
+    for step, (one, other) in enumerate(zip(plain.run_log.losses, fast.run_log.losses, strict=True), start=1):
+        assert other == pytest.approx(one, abs=1e-4), step
+    assert plain.run_log.losses[-1] < 0.75 * plain.run_log.losses[0]
+
+
+@pytest.mark.slow
+def test_a_bfloat16_base_ends_where_float32_ends(embedded):
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer = embedded(max_steps=200, dtype=dtype)
+        assert {str(p.dtype) for p in trainer.model.parameters() if not p.requires_grad} == {f"torch.{dtype}"}
+        losses[dtype] = _mean_loss(trainer, [(ids.tolist(), labels.tolist()) for ids, labels in rows_of(trainer.tokens["valid"])])
+        with trainer.model.disable_adapter():
+            untuned = _mean_loss(trainer, [(ids.tolist(), labels.tolist()) for ids, labels in rows_of(trainer.tokens["valid"])])
+        print(dtype, losses[dtype], untuned)
+        assert losses[dtype] < 0.2 * untuned
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
