@@ -8,6 +8,7 @@ What an older version did not record is not judged.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,31 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def adapter_digest(folder: Path) -> str | None:
-    """SHA-256 over an adapter's settings, weights and tokenizer; None where settings or weights cannot be read."""
+    """SHA-256 over an adapter's settings, weights and tokenizer; None where settings or weights cannot be read.
+
+    Where the base lay is left out of the settings: a push, and a job's result that comes home, write another place.
+    """
     digest = hashlib.sha256()
     for name in (*FILES, *TOKENIZER):
         try:
-            with (folder / name).open("rb") as stream:
-                digest.update(f"{name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-        except OSError:
+            content = _settings(folder / name) if name == FILES[0] else _file_digest(folder / name)
+        except (OSError, ValueError, AttributeError, RecursionError):
             if name in FILES:
                 return None
+            continue
+        digest.update(f"{name}:{content}\n".encode())
     return digest.hexdigest()
+
+
+def _settings(path: Path) -> str:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings.pop("base_model_name_or_path", None)
+    return json.dumps(settings, sort_keys=True)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def record(run: RunDir, adapter: Path) -> dict[str, Any]:

@@ -197,6 +197,14 @@ def test_figures_of_another_adapter(name, reader, light, other):
         reader(light)
 
 
+def test_an_adapter_that_tells_another_place_of_its_base_is_the_same(light):
+    """A push takes the author's folder out of it, and a job's result that comes home gets it back."""
+    path = light.folder / "adapter/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "elsewhere/base"}))
+    for reader in (read_trained, read_for_export, read_for_card, read_for_push):
+        reader(light)
+
+
 def test_an_older_run_without_fingerprints_is_still_read(light):
     for name in ("train_config.json", "train_metrics.json", "eval/metrics.json", "data/manifest.json"):
         path = light.folder / name
