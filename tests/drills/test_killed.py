@@ -25,7 +25,7 @@ def test_each_signal_in_each_stage(finished: Made, tmp_path):
     assert len(drills) == 15, done.stdout + done.stderr
     assert [drill for drill in drills if drill["wrong"]] == []
     assert done.returncode == 0, done.stderr
-    assert sum(drill["ended"] != "finished" for drill in drills) >= 10, "most must really have been killed"
+    assert "finished" not in {drill["ended"] for drill in drills}, "each must really have been stopped"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
