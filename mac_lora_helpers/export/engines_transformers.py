@@ -58,10 +58,12 @@ class Transformers:
 
     def __init__(self, load: Callable[[], tuple[Any, Any]], render: Callable[[Any, Prompt], list[int]], ends: Sequence[int]) -> None:
         self.engine = f"transformers {importlib.metadata.version('transformers')}"
+        from safetensors import SafetensorError
+
         start = time.perf_counter()
         try:
             self.model, self.tokenizer = load()
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             raise CheckFailed(
                 f"transformers does not load it: {portable(reason[0])}", where="transformers", fix="write it again"

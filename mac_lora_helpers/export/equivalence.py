@@ -141,11 +141,13 @@ def check_one(candidate: Candidate, reference: Reference) -> dict[str, Any]:
 
 
 def _faults(candidate: Candidate, reference: Reference) -> list[str]:
+    from safetensors import SafetensorError
+
     try:
         return candidate.faults()
     except InputError as error:
         return [error.what]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         return [f"{UNREADABLE}: {_within_run(str(error) or type(error).__name__, reference)}"]
 
 

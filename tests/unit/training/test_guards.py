@@ -217,8 +217,8 @@ def test_a_machine_that_swaps_stops_with_a_checkpoint_that_can_be_continued(make
 
 
 def test_out_of_memory_is_answered_with_numbers(make, trainer_for):
-    """A real one: this process may not grow by more than a few hundred megabytes."""
-    run, config = make(max_seq_length=1024, per_device_train_batch_size=64, gradient_checkpointing=False)
+    """A real one: this process may not grow by more than a few hundred megabytes, which the fast path would do with."""
+    run, config = make(max_seq_length=1024, per_device_train_batch_size=64, gradient_checkpointing=False, fast_path="off")
     trainer = trainer_for(run, config, {"train": dataset(rows(64, shortest=1024, longest=1024))})
     before = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
