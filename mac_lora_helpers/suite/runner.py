@@ -194,21 +194,25 @@ def _cell_failed(error: Any, executed: Path, target: Path) -> NotebookFailed:
     return NotebookFailed.of(known, " … ".join(dict.fromkeys([lines[0], lines[-1]])), where=place, fix=look)
 
 
-def _answer_given(executed: Path) -> Failure | None:
-    """The known failure whose answer the failed cell shows: the kernel saw the error itself and what caused it."""
+def _cells(executed: Path) -> list[Any]:
+    """The executed copy's cells; none where a full disk kept it from being written whole."""
     import nbformat
 
-    outputs = [cell.get("outputs", []) for cell in nbformat.read(executed, as_version=4).cells]
+    try:
+        return nbformat.read(executed, as_version=4).cells
+    except (OSError, ValueError):
+        return []
+
+
+def _answer_given(executed: Path) -> Failure | None:
+    """The known failure whose answer the failed cell shows: the kernel saw the error itself and what caused it."""
+    outputs = [cell.get("outputs", []) for cell in _cells(executed)]
     return shown_in(str([cell for cell in outputs if any(output.output_type == "error" for output in cell)]))
 
 
 def _left_out(executed: Path, target: Path) -> NotebookFailed | None:
     """A cell that calls ``sys.exit(0)`` ends papermill without an error and without the later cells."""
-    import nbformat
-
-    if executed.stat().st_size == 0:
-        return None
-    cells = nbformat.read(executed, as_version=4).cells
+    cells = _cells(executed)
     missing = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None]
     if not missing:
         return None
@@ -223,7 +227,7 @@ def _clean(executed: Path, source: Path) -> None:
     """Home directory and tokens out of the stored notebook; papermill's own absolute paths too."""
     import nbformat
 
-    if executed.stat().st_size == 0:
+    if not _cells(executed):
         executed.write_bytes(source.read_bytes())
         return
     text = portable(executed.read_text(encoding="utf-8"))

@@ -145,15 +145,15 @@ def test_no_room_for_scratch_files(old, tmp_path):
 
 @pytest.mark.slow
 def test_the_disk_fills_up_while_a_notebook_works(old):
-    """Notebook 01 fits, 02's data do not: said so, 01's artefacts stay."""
+    """Notebook 02's data do not fit: said so, and no half of them is left."""
     disk = old / "disk"
-    command = [PYTHON, "-m", "mac_lora_helpers", "run", "--run-dir", f"{disk}/run", "--only", "01", "--only", "02"]
-    script = '"$@" || code=$?; ls "$0/run"; exit ${code:-0}'
+    command = [PYTHON, "-m", "mac_lora_helpers", "run", "--run-dir", f"{disk}/run", "--only", "02"]
+    script = '"$@" || code=$?; ls -A "$0/run" "$0/run/data"; exit ${code:-0}'
     done = in_namespace(small_disk(disk, 260), "sh", "-c", script, str(disk), *command)
     assert done.returncode == 1, done.stdout
-    assert "disk is full" in done.stderr
+    assert "docs/troubleshooting.md#disk-full" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "environment.json" in done.stdout
+    assert "manifest" not in done.stdout
 
 
 def powerless(*command: str) -> subprocess.CompletedProcess[str]:

@@ -69,7 +69,7 @@ def test_an_argument_is_named_with_both_values_and_a_place_is_allowed():
 
 
 def test_without_a_job_there_is_nothing_to_compare(tmp_path):
-    with pytest.raises(MissingArtifact, match="write_job"):
+    with pytest.raises(MissingArtifact, match="write the job"):
         check_parity(RunDir(tmp_path), resolve({}, env={}))
 
 
