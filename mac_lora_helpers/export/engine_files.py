@@ -9,11 +9,11 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export.gguf_chat import ask_exported
-from mac_lora_helpers.export.gguf_export import write_gguf
-from mac_lora_helpers.export.gguf_file import GgufFile
-from mac_lora_helpers.export.gguf_types import parse_types
-from mac_lora_helpers.export.mlx_export import MlxReport, write_mlx
+from mac_lora_helpers.export.gguf.chat import ask_exported
+from mac_lora_helpers.export.gguf.file import GgufFile
+from mac_lora_helpers.export.gguf.types import parse_types
+from mac_lora_helpers.export.gguf.write import write_gguf
+from mac_lora_helpers.export.mlx.write import MlxReport, write_mlx
 
 
 @dataclass

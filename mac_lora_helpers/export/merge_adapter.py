@@ -12,7 +12,7 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
 from mac_lora_helpers.export.adapter_model import load_adapted, load_plain, quiet
-from mac_lora_helpers.export.mlx_config import mlx_keys
+from mac_lora_helpers.export.mlx.config import mlx_keys
 
 #: Largest logit difference allowed, as a share of the largest logit: float32 leaves only the order of
 #: summation; a cast adds its own rounding (float16 has 11 bits of mantissa, bfloat16 has 8).

@@ -211,7 +211,7 @@ PLANTS: dict[str, Plant] = {
         "The GGUF files are written without the chat template",
         "export",
         ("export.gguf_template", "export.equivalence[GGUF F16].passed"),
-        {"mac_lora_helpers.export.gguf_file": _no_template_in_file},
+        {"mac_lora_helpers.export.gguf.file": _no_template_in_file},
         stops="does not say what the adapter says",
     ),
     "gguf_template_not_read": Plant(
@@ -219,7 +219,7 @@ PLANTS: dict[str, Plant] = {
         "export",
         ("export.gguf_template",),
         {
-            "mac_lora_helpers.export.gguf_tokenizer": _changed_result(
+            "mac_lora_helpers.export.gguf.tokenizer": _changed_result(
                 "read_vocabulary", lambda vocabulary: dataclasses.replace(vocabulary, template=None)
             )
         },

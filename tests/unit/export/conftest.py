@@ -8,7 +8,7 @@ from trained_run import copy_of, make_trained
 def few_scored_answers():
     """The loss is measured token by token in llama.cpp; a few answers show as much as sixteen."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mac_lora_helpers.export.equivalence_reference.SCORED", 3)
+        patch.setattr("mac_lora_helpers.export.equivalence.reference.SCORED", 3)
         yield
 
 

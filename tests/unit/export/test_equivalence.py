@@ -12,19 +12,20 @@ from trained_run import changed, conversations, edit_json, make_trained
 from mac_lora_helpers import export
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export import adapter as adapters
-from mac_lora_helpers.export import engines_mlx, equivalence, llama_cpp
-from mac_lora_helpers.export.engines import Answer
-from mac_lora_helpers.export.engines_transformers import Verdict
-from mac_lora_helpers.export.equivalence_artefacts import candidates
-from mac_lora_helpers.export.equivalence_compare import compare
-from mac_lora_helpers.export.equivalence_reference import Reference
-from mac_lora_helpers.export.gguf_adapter import write_adapter_file
-from mac_lora_helpers.export.gguf_export import load_merged_tokenizer, load_settings
-from mac_lora_helpers.export.gguf_file import write_model_file
-from mac_lora_helpers.export.gguf_model import StoredWeights, separate, tensors
-from mac_lora_helpers.export.gguf_tokenizer import read_vocabulary
+from mac_lora_helpers.export.equivalence import check as equivalence
+from mac_lora_helpers.export.equivalence import engine_llama_cpp, engine_mlx
+from mac_lora_helpers.export.equivalence.artefacts import candidates
+from mac_lora_helpers.export.equivalence.compare import compare
+from mac_lora_helpers.export.equivalence.engine_transformers import Verdict
+from mac_lora_helpers.export.equivalence.engines import Answer
+from mac_lora_helpers.export.equivalence.reference import Reference
+from mac_lora_helpers.export.gguf.adapter import write_adapter_file
+from mac_lora_helpers.export.gguf.file import write_model_file
+from mac_lora_helpers.export.gguf.model import StoredWeights, separate, tensors
+from mac_lora_helpers.export.gguf.tokenizer import read_vocabulary
+from mac_lora_helpers.export.gguf.write import load_merged_tokenizer, load_settings
 
-needs_llama_cpp = pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+needs_llama_cpp = pytest.mark.skipif(not engine_llama_cpp.available(), reason="xllamacpp is not installed")
 ROPE = {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0}
 
 
@@ -139,7 +140,7 @@ def test_an_ignored_rank_stabilised_scale_is_named(llama, plant):
 @pytest.mark.parametrize("family", ["llama", "qwen"])
 @needs_llama_cpp
 def test_rows_in_the_wrong_order_are_named(request, plant, family):
-    from mac_lora_helpers.export.gguf_model import interleave
+    from mac_lora_helpers.export.gguf.model import interleave
 
     made = request.getfixturevalue(family)
     reorder = separate if family == "llama" else interleave
@@ -301,8 +302,8 @@ def test_the_report_has_the_promised_keys(qwen):
 
 
 def test_without_engines_nothing_is_called_passed(qwen, monkeypatch):
-    monkeypatch.setattr(llama_cpp, "available", lambda: False)
-    monkeypatch.setattr(engines_mlx, "available", lambda: False)
+    monkeypatch.setattr(engine_llama_cpp, "available", lambda: False)
+    monkeypatch.setattr(engine_mlx, "available", lambda: False)
     report = export.check_equivalence(qwen.run, qwen.config)
     foreign = [item for item in report.artefacts if item["kind"] in ("gguf", "lora-gguf", "mlx")]
     assert {(item["passed"], item["status"]) for item in foreign} == {(None, "not checked")}
@@ -313,7 +314,7 @@ def test_without_engines_nothing_is_called_passed(qwen, monkeypatch):
 
 @needs_llama_cpp
 def test_a_fault_fails_also_without_the_engine(qwen, plant, monkeypatch):
-    monkeypatch.setattr(llama_cpp, "available", lambda: False)
+    monkeypatch.setattr(engine_llama_cpp, "available", lambda: False)
     plant(qwen, template=None)
     entry = check(qwen, "GGUF F16")
     assert (entry["passed"], entry["causes"]) == (False, ["chat template dropped"])
@@ -388,6 +389,6 @@ def test_without_loopback_llama_cpp_is_not_checked_and_says_why(monkeypatch):
     def unreachable(*_, **__):
         raise OSError(101, "Network is unreachable")
 
-    assert llama_cpp.missing() == ""
-    monkeypatch.setattr(llama_cpp.socket, "create_connection", unreachable)
-    assert "loopback is down" in llama_cpp.missing()
+    assert engine_llama_cpp.missing() == ""
+    monkeypatch.setattr(engine_llama_cpp.socket, "create_connection", unreachable)
+    assert "loopback is down" in engine_llama_cpp.missing()

@@ -10,11 +10,11 @@ from trained_run import copy_of, edit_json, make_trained
 from mac_lora_helpers import export
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export import adapter as adapters
-from mac_lora_helpers.export import engines_mlx
-from mac_lora_helpers.export.mlx_config import mlx_keys
+from mac_lora_helpers.export.equivalence import engine_mlx
+from mac_lora_helpers.export.mlx.config import mlx_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
-needs_mlx = pytest.mark.skipif(not engines_mlx.available(), reason="mlx-lm is not installed")
+needs_mlx = pytest.mark.skipif(not engine_mlx.available(), reason="mlx-lm is not installed")
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
 HALF = {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": 0.5}
 UNTIED = {"tie_word_embeddings": False}
@@ -109,7 +109,7 @@ def test_the_export_of_every_family_ends_well(exported, name):
     assert (found["adapter (PEFT)"]["passed"], found["merged"]["passed"]) == (True, True)
     assert found["merged"]["max_logprob_difference"] < 1e-4
     assert report.control["passed"] is False
-    if not engines_mlx.available():
+    if not engine_mlx.available():
         return
     assert made.run.has("mlx") == ("MLX adapter" in found) == ("MLX" not in left_out) == has_mlx, left_out
     entries = [found[key] for key in ("MLX adapter", "merged in mlx-lm") if key in found]
@@ -191,7 +191,7 @@ def test_an_mlx_adapter_of_renamed_blocks_comes_back(exported, tmp_path):
 
 
 def test_without_mlx_lm_only_known_layouts_are_written(exported, monkeypatch):
-    monkeypatch.setattr(engines_mlx, "available", lambda: False)
+    monkeypatch.setattr(engine_mlx, "available", lambda: False)
     bloom, phi = exported("bloom"), exported("phi")
     assert [(what, "names of the layers" in why) for what, why, _ in export.write_engine_files(bloom.run, bloom.config).left_out] == [
         ("GGUF", False),

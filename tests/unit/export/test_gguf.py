@@ -10,12 +10,16 @@ from trained_run import changed, make_trained
 
 from mac_lora_helpers import export
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.export import equivalence, gguf_model, gguf_tokenizer, gguf_types, llama_cpp
 from mac_lora_helpers.export.adapter import trained_config
-from mac_lora_helpers.export.engines import Prompt
-from mac_lora_helpers.export.equivalence_artefacts import candidates
-from mac_lora_helpers.export.equivalence_reference import Reference
-from mac_lora_helpers.export.modelfile import go_template, modelfile, read_pieces
+from mac_lora_helpers.export.equivalence import check as equivalence
+from mac_lora_helpers.export.equivalence import engine_llama_cpp
+from mac_lora_helpers.export.equivalence.artefacts import candidates
+from mac_lora_helpers.export.equivalence.engines import Prompt
+from mac_lora_helpers.export.equivalence.reference import Reference
+from mac_lora_helpers.export.gguf import model as gguf_model
+from mac_lora_helpers.export.gguf import tokenizer as gguf_tokenizer
+from mac_lora_helpers.export.gguf import types as gguf_types
+from mac_lora_helpers.export.gguf.modelfile import go_template, modelfile, read_pieces
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -46,7 +50,7 @@ PRE = {"qwen2": "qwen2", "qwen3": "qwen2", "llama 3": "llama-bpe", "llama 2": "d
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.skipif(not engine_llama_cpp.available(), reason="xllamacpp is not installed")
 def test_every_family_passes_in_llama_cpp(tmp_path, name):
     family, kind, settings = FAMILIES[name]
     trained = make_trained(tmp_path, family, tokenizer=family_tokenizer(kind) if kind else None, **settings)
@@ -173,7 +177,7 @@ def test_k_quants_go_through_the_tool(trained, monkeypatch, tmp_path):
         export.write_gguf(trained.run, changed(trained.config, gguf_types="Q6_K"))
 
 
-@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.skipif(not engine_llama_cpp.available(), reason="xllamacpp is not installed")
 def test_scales_of_every_kind_are_in_the_lora_file(tmp_path):
     lora = {"r": 8, "use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 3}}
     trained = make_trained(tmp_path, "llama", lora=lora)
@@ -218,13 +222,13 @@ def test_a_window_that_llama_cpp_does_not_apply_is_told(tmp_path, window, told):
     assert lora.note == ""
 
 
-@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.skipif(not engine_llama_cpp.available(), reason="xllamacpp is not installed")
 def test_the_port_needs_the_key(trained):
     import urllib.error
     import urllib.request
 
     export.merge(trained.run, trained.config)
-    engine = llama_cpp.LlamaCpp(export.write_gguf(trained.run, changed(trained.config, gguf_types="F16"))[0].path, context=256)
+    engine = engine_llama_cpp.LlamaCpp(export.write_gguf(trained.run, changed(trained.config, gguf_types="F16"))[0].path, context=256)
     address = engine._server.listening_address
     request = urllib.request.Request(f"{address}/tokenize", b'{"content": "a"}', {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError, match="401"):
@@ -235,12 +239,12 @@ def test_the_port_needs_the_key(trained):
     engine.close()
 
 
-@pytest.mark.skipif(not llama_cpp.available(), reason="xllamacpp is not installed")
+@pytest.mark.skipif(not engine_llama_cpp.available(), reason="xllamacpp is not installed")
 def test_a_damaged_file_is_refused_in_words(tmp_path):
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(CheckFailed, match=r"does not load bad\.gguf"):
-        llama_cpp.LlamaCpp(path)
+        engine_llama_cpp.LlamaCpp(path)
 
 
 @pytest.mark.parametrize("kind", ["llama3", "mistral", "tekken", "gpt2", "default system"])

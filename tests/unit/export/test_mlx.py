@@ -9,11 +9,11 @@ from trained_run import changed, edit_json, make_trained
 from mac_lora_helpers import export
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export import adapter as adapters
-from mac_lora_helpers.export import engines_mlx
-from mac_lora_helpers.export.mlx_adapter import read_mlx
-from mac_lora_helpers.export.mlx_config import mlx_rope_keys
+from mac_lora_helpers.export.equivalence import engine_mlx
+from mac_lora_helpers.export.mlx.adapter import read_mlx
+from mac_lora_helpers.export.mlx.config import mlx_rope_keys
 
-needs_mlx = pytest.mark.skipif(not engines_mlx.available(), reason="mlx-lm is not installed")
+needs_mlx = pytest.mark.skipif(not engine_mlx.available(), reason="mlx-lm is not installed")
 PATTERNS = {
     "plain": {},
     "patterns": {"r": 8, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.self_attn.v_proj": 3}},

@@ -8,8 +8,8 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export import llama_cpp
-from mac_lora_helpers.export.gguf_export import best_first
+from mac_lora_helpers.export.equivalence import engine_llama_cpp
+from mac_lora_helpers.export.gguf.write import best_first
 
 _CONTEXT = 2048
 
@@ -27,7 +27,7 @@ def ask_exported(run: RunDir, config: Config, prompt: str = "", file: str = "") 
         MissingArtifact: no GGUF files. InputError: no such file, or llama.cpp is not installed.
     """
     path, question = _choose(run.need("gguf"), file), prompt or config.prompt
-    engine = llama_cpp.LlamaCpp(path, context=_CONTEXT)
+    engine = engine_llama_cpp.LlamaCpp(path, context=_CONTEXT)
     try:
         reply = engine.chat([{"role": "user", "content": question}], config.max_new_tokens)
     finally:

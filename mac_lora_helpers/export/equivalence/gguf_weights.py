@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mac_lora_helpers.export.equivalence_weights import SHIFTED, Expected, Stored, weight_faults
-from mac_lora_helpers.export.gguf_model import gguf_names, interleave, llama3_factors, metadata, permuted_heads, rope_settings, separate
-from mac_lora_helpers.export.gguf_tokenizer import Vocabulary
-from mac_lora_helpers.export.gguf_types import OWN
+from mac_lora_helpers.export.equivalence.weights import SHIFTED, Expected, Stored, weight_faults
+from mac_lora_helpers.export.gguf.model import gguf_names, interleave, llama3_factors, metadata, permuted_heads, rope_settings, separate
+from mac_lora_helpers.export.gguf.tokenizer import Vocabulary
+from mac_lora_helpers.export.gguf.types import OWN
 
 TEMPLATE_DROPPED = "chat template dropped"
 TEMPLATE_CHANGED = "chat template changed"

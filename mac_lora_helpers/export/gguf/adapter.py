@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mac_lora_helpers.export.adapter import Adapter, LoraUpdate
-from mac_lora_helpers.export.gguf_file import write_tensors
-from mac_lora_helpers.export.gguf_model import Tensor, architecture, gguf_names, interleave, permuted_heads
+from mac_lora_helpers.export.gguf.file import write_tensors
+from mac_lora_helpers.export.gguf.model import Tensor, architecture, gguf_names, interleave, permuted_heads
 
 
 def write_adapter_file(path: Path, adapter: Adapter, config: Any, name: str) -> None:

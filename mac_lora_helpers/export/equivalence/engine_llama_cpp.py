@@ -21,7 +21,7 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.export.engines import Answer, Prompt
+from mac_lora_helpers.export.equivalence.engines import Answer, Prompt
 
 #: Texts that llama.cpp takes for an end of the answer, whatever the file names (``llama-vocab.cpp``).
 _END_TEXTS = frozenset(

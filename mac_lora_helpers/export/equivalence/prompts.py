@@ -7,7 +7,7 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export.engines import Prompt
+from mac_lora_helpers.export.equivalence.engines import Prompt
 
 LIMIT = 50
 _CHATS = 6

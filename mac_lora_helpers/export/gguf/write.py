@@ -14,12 +14,12 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
-from mac_lora_helpers.export.gguf_adapter import write_adapter_file
-from mac_lora_helpers.export.gguf_file import GgufFile, write_model_file
-from mac_lora_helpers.export.gguf_model import StoredWeights, architecture, tensors
-from mac_lora_helpers.export.gguf_tokenizer import Vocabulary, read_vocabulary
-from mac_lora_helpers.export.gguf_types import OWN, parse_types
-from mac_lora_helpers.export.modelfile import modelfile
+from mac_lora_helpers.export.gguf.adapter import write_adapter_file
+from mac_lora_helpers.export.gguf.file import GgufFile, write_model_file
+from mac_lora_helpers.export.gguf.model import StoredWeights, architecture, tensors
+from mac_lora_helpers.export.gguf.modelfile import modelfile
+from mac_lora_helpers.export.gguf.tokenizer import Vocabulary, read_vocabulary
+from mac_lora_helpers.export.gguf.types import OWN, parse_types
 
 _BEST_FIRST = ("Q8_0", "a K-quant", "F16", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "BF16", "F32")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.export.engines import Answer, Prompt
+from mac_lora_helpers.export.equivalence.engines import Answer, Prompt
 
 #: What mlx and mlx-lm raise about a model that they cannot load or run.
 _ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError)

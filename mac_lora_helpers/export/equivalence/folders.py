@@ -10,7 +10,7 @@ from typing import Any
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.export.adapter import SETTINGS
-from mac_lora_helpers.export.equivalence_gguf import (
+from mac_lora_helpers.export.equivalence.gguf_weights import (
     END_CHANGED,
     METADATA,
     ROPE_BASE,
@@ -20,11 +20,11 @@ from mac_lora_helpers.export.equivalence_gguf import (
     TOKENIZER,
     is_shifted,
 )
-from mac_lora_helpers.export.equivalence_weights import DOUBLED, RANK_SCALE, SCALED, SHIFTED, Expected, Stored, update_faults, weight_faults
-from mac_lora_helpers.export.gguf_model import StoredWeights, rope_settings
-from mac_lora_helpers.export.gguf_tokenizer import Vocabulary, read_vocabulary
-from mac_lora_helpers.export.mlx_adapter import read_mlx
-from mac_lora_helpers.export.mlx_config import mlx_keys
+from mac_lora_helpers.export.equivalence.weights import DOUBLED, RANK_SCALE, SCALED, SHIFTED, Expected, Stored, update_faults, weight_faults
+from mac_lora_helpers.export.gguf.model import StoredWeights, rope_settings
+from mac_lora_helpers.export.gguf.tokenizer import Vocabulary, read_vocabulary
+from mac_lora_helpers.export.mlx.adapter import read_mlx
+from mac_lora_helpers.export.mlx.config import mlx_keys
 
 
 def merged_faults(folder: Path, config: Any, tokenizer: Any, vocabulary: Vocabulary | None, expected: Expected) -> list[str]:

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.errors import CheckFailed, UserError
-from mac_lora_helpers.export import engines_mlx, llama_cpp
 from mac_lora_helpers.export.adapter_model import load_plain
-from mac_lora_helpers.export.engines import Engine
-from mac_lora_helpers.export.engines_mlx import Mlx
-from mac_lora_helpers.export.engines_transformers import Transformers
-from mac_lora_helpers.export.equivalence_folders import adapter_faults, merged_faults, mlx_adapter_faults, mlx_faults, stored_cast
-from mac_lora_helpers.export.equivalence_gguf import GgufContent, lora_updates
-from mac_lora_helpers.export.equivalence_prompts import render
-from mac_lora_helpers.export.equivalence_reference import Reference, dequantized, saved_shapes
-from mac_lora_helpers.export.equivalence_weights import Expected, update_faults
-from mac_lora_helpers.export.gguf_export import load_merged_tokenizer
-from mac_lora_helpers.export.gguf_file import write_model_file
-from mac_lora_helpers.export.gguf_model import tensors
-from mac_lora_helpers.export.gguf_tokenizer import Vocabulary
-from mac_lora_helpers.export.gguf_types import FLOATS
-from mac_lora_helpers.export.mlx_config import mlx_keys
-from mac_lora_helpers.export.mlx_export import local_folder
-from mac_lora_helpers.export.mlx_support import refusal
+from mac_lora_helpers.export.equivalence import engine_llama_cpp, engine_mlx
+from mac_lora_helpers.export.equivalence.engine_mlx import Mlx
+from mac_lora_helpers.export.equivalence.engine_transformers import Transformers
+from mac_lora_helpers.export.equivalence.engines import Engine
+from mac_lora_helpers.export.equivalence.folders import adapter_faults, merged_faults, mlx_adapter_faults, mlx_faults, stored_cast
+from mac_lora_helpers.export.equivalence.gguf_weights import GgufContent, lora_updates
+from mac_lora_helpers.export.equivalence.prompts import render
+from mac_lora_helpers.export.equivalence.reference import Reference, dequantized, saved_shapes
+from mac_lora_helpers.export.equivalence.weights import Expected, update_faults
+from mac_lora_helpers.export.gguf.file import write_model_file
+from mac_lora_helpers.export.gguf.model import tensors
+from mac_lora_helpers.export.gguf.tokenizer import Vocabulary
+from mac_lora_helpers.export.gguf.types import FLOATS
+from mac_lora_helpers.export.gguf.write import load_merged_tokenizer
+from mac_lora_helpers.export.mlx.config import mlx_keys
+from mac_lora_helpers.export.mlx.support import refusal
+from mac_lora_helpers.export.mlx.write import local_folder
 
 #: Largest difference of a token's log-probability that passes (natural logarithm), by where rounding happens.
 #: float32 engines differ by the order of summation; F16 files round weights and activations to 11 bits; a cast to
@@ -117,7 +117,7 @@ def _merged(reference: Reference, folder: Path, cast: str, vocabulary: Vocabular
 
 
 def _ggufs(reference: Reference, folder: Path, cast: str, vocabulary: Vocabulary, expected: Expected) -> Iterator[Candidate]:
-    missing = llama_cpp.missing()
+    missing = engine_llama_cpp.missing()
     for path in sorted(folder.glob("*.gguf"), key=lambda path: -path.stat().st_size):
         try:
             content = GgufContent(path, reference.settings)
@@ -149,7 +149,7 @@ def _gguf(
         place=f"export/gguf/{path.name}",
         tolerance=max(TOLERANCES[kind], TOLERANCES[cast]) if floats else TOLERANCES["quantized"],
         bytes=path.stat().st_size,
-        open=lambda: llama_cpp.LlamaCpp(path, context=reference.context),
+        open=lambda: engine_llama_cpp.LlamaCpp(path, context=reference.context),
         faults=lambda: content.faults(vocabulary, expected, cast),
         oracle=(lambda: nullcontext(None)) if floats else (lambda: dequantized(merged, content.state_dict(expected))),
         against="base + adapter" if floats else "transformers on the file's dequantized weights",
@@ -163,7 +163,7 @@ def _lora_gguf(reference: Reference, path: Path, expected: Expected, vocabulary:
 
     def load() -> Engine:
         with base_file(reference, expected, vocabulary) as base:
-            return llama_cpp.LlamaCpp(base, path, reference.context)
+            return engine_llama_cpp.LlamaCpp(base, path, reference.context)
 
     return Candidate(
         name="LoRA GGUF",
@@ -209,7 +209,7 @@ def _mlx_merged(reference: Reference, folder: Path, cast: str) -> Candidate:
     def refused(error: UserError) -> str:
         settings = reference.settings.to_dict()
         why = refusal({**settings, **mlx_keys(settings)}, saved_shapes(reference.model))
-        return why or (_base_refused(reference) if isinstance(error, engines_mlx.Stopped) else "")
+        return why or (_base_refused(reference) if isinstance(error, engine_mlx.Stopped) else "")
 
     return Candidate(
         name="merged in mlx-lm",
@@ -246,4 +246,4 @@ def _mlx_tolerance(reference: Reference, cast: str) -> float:
 
 
 def _no_mlx() -> str:
-    return "" if engines_mlx.available() else "mlx-lm is not installed (pip install mlx-lm)"
+    return "" if engine_mlx.available() else "mlx-lm is not installed (pip install mlx-lm)"

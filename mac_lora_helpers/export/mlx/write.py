@@ -9,11 +9,11 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export import engines_mlx
 from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
-from mac_lora_helpers.export.mlx_adapter import to_mlx, write_mlx_folder
-from mac_lora_helpers.export.mlx_config import mlx_keys
-from mac_lora_helpers.export.mlx_support import refusal, stored_shapes
+from mac_lora_helpers.export.equivalence import engine_mlx
+from mac_lora_helpers.export.mlx.adapter import to_mlx, write_mlx_folder
+from mac_lora_helpers.export.mlx.config import mlx_keys
+from mac_lora_helpers.export.mlx.support import refusal, stored_shapes
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _settings(config: Config) -> Any:
 
 def _require_supported(config: Config, settings: Any) -> None:
     """Raises InputError if mlx-lm is here and says that it does not take the base."""
-    if not engines_mlx.available():
+    if not engine_mlx.available():
         return
     values = settings.to_dict()
     why = refusal({**values, **mlx_keys(values)}, stored_shapes(local_folder(config.model_path)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.export.engines import Answer, Prompt
+from mac_lora_helpers.export.equivalence.engines import Answer, Prompt
 
 _BATCH = 16
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mac_lora_helpers.export.engines import Answer
-from mac_lora_helpers.export.engines_transformers import Verdict
+from mac_lora_helpers.export.equivalence.engine_transformers import Verdict
+from mac_lora_helpers.export.equivalence.engines import Answer
 
 _LISTED = 20
 

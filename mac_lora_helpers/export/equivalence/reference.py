@@ -12,13 +12,13 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import Adapter, adapter_folder, read_adapter
 from mac_lora_helpers.export.adapter_model import load_adapted
-from mac_lora_helpers.export.engines import Answer
-from mac_lora_helpers.export.engines_transformers import Transformers, Verdict, judge
-from mac_lora_helpers.export.equivalence_compare import Comparison, compare
-from mac_lora_helpers.export.equivalence_prompts import prompts, render
-from mac_lora_helpers.export.equivalence_weights import Expected
-from mac_lora_helpers.export.gguf_model import StoredWeights
-from mac_lora_helpers.export.gguf_tokenizer import Vocabulary, read_vocabulary
+from mac_lora_helpers.export.equivalence.compare import Comparison, compare
+from mac_lora_helpers.export.equivalence.engine_transformers import Transformers, Verdict, judge
+from mac_lora_helpers.export.equivalence.engines import Answer
+from mac_lora_helpers.export.equivalence.prompts import prompts, render
+from mac_lora_helpers.export.equivalence.weights import Expected
+from mac_lora_helpers.export.gguf.model import StoredWeights
+from mac_lora_helpers.export.gguf.tokenizer import Vocabulary, read_vocabulary
 
 #: Greedy tokens compared per prompt, at most.
 LONGEST_ANSWER = 40
@@ -31,7 +31,7 @@ class Reference:
     """Everything that an artefact is held against.
 
     Attributes:
-        prompts: see ``equivalence_prompts``. limit: tokens per answer. ends: ids that end an answer.
+        prompts: see ``prompts``. limit: tokens per answer. ends: ids that end an answer.
         answers: the adapter's own greedy answers. base_answers: the untuned base's. Both losses likewise.
     """
 

@@ -15,10 +15,10 @@ from mac_lora_helpers.artifacts import RunDir, portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
 from mac_lora_helpers.export.adapter import adapter_folder, trained_config
-from mac_lora_helpers.export.engines import Answer, Engine
-from mac_lora_helpers.export.equivalence_artefacts import TOLERANCES, Candidate, candidates
-from mac_lora_helpers.export.equivalence_compare import Comparison
-from mac_lora_helpers.export.equivalence_reference import Reference
+from mac_lora_helpers.export.equivalence.artefacts import TOLERANCES, Candidate, candidates
+from mac_lora_helpers.export.equivalence.compare import Comparison
+from mac_lora_helpers.export.equivalence.engines import Answer, Engine
+from mac_lora_helpers.export.equivalence.reference import Reference
 
 LOADS_NOT = "does not load"
 UNREADABLE = "the files cannot be read"

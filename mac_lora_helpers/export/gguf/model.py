@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export.gguf_tokenizer import OFFICIAL
+from mac_lora_helpers.export.gguf.tokenizer import OFFICIAL
 
 #: transformers' ``model_type`` → GGUF architecture. Mistral is Llama to llama.cpp.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}

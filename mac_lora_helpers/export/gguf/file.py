@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mac_lora_helpers.export.gguf_model import Tensor, architecture, metadata
-from mac_lora_helpers.export.gguf_tokenizer import Vocabulary
-from mac_lora_helpers.export.gguf_types import OWN, tensor_type
+from mac_lora_helpers.export.gguf.model import Tensor, architecture, metadata
+from mac_lora_helpers.export.gguf.tokenizer import Vocabulary
+from mac_lora_helpers.export.gguf.types import OWN, tensor_type
 
 
 @dataclass(frozen=True)

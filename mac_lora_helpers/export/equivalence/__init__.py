@@ -1,0 +1,1 @@
+"""Whether every exported artefact still says what the adapter said."""
