@@ -2,7 +2,7 @@
 
 Random weights are built in memory from a configuration (the full shape is Qwen2.5-0.5B's), so nothing is downloaded. Every
 case trains a real trainer (``training.build_trainer``); its optimizer steps take the variants in turn, so that whatever
-else the machine does hits all of them alike, and the GEMM peak is measured between rounds. Peak memory comes from one fresh
+else the machine does hits all of them alike; the rates of bare products are measured between rounds. Peak memory comes from one fresh
 process a variant. All of it with dropout 0, except the case ``recipe``, which has the reference recipe's 0.05.
 
     python benchmarks/train_speed.py --quick          # under two minutes, a smaller shape
@@ -24,7 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from gemm_rates import gemm_rates  # noqa: E402
 
 SHAPES = {
     "full": {
@@ -58,10 +60,6 @@ BARS = {
     ("assistant only", "fast"): (1.8, None),
     ("all tokens", "fast, bf16 base"): (4.5, 0.7),
 }
-
-
-#: Seconds that each product is repeated for to find the GEMM peak.
-SUSTAINED = 1.0
 
 
 def model_config(shape: str) -> Any:
@@ -132,18 +130,18 @@ def switch(trainer: Any, variant: str) -> None:
 
 
 def child_time(options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of every step by variant, in turn; and the GEMM peak between rounds."""
+    """Seconds of every step by variant, in turn; and the rates of bare products between rounds."""
     from transformers import TrainerCallback
 
     variants, case = options.variants.split("|"), options.case
     seconds: dict[str, list[list[float]]] = {name: [] for name in variants}
-    peaks: list[list[float]] = []
+    rates: list[list[list[float]]] = []
 
     class Turns(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             turn = state.global_step % len(variants)
             if turn == 0:
-                peaks.append(gemm_peak(options))
+                rates.append(gemm_rates(SHAPES[options.shape], options.length, options.device, lambda: clocks(options)))
             switch(trainer, variants[turn])
             self.start = clocks(options)
 
@@ -158,7 +156,10 @@ def child_time(options: argparse.Namespace) -> dict[str, Any]:
     timed = {name: values[1:] for name, values in seconds.items()}  # the first round warms up
     return {
         "seconds": timed,
-        "gemm_flops": [statistics.median(column) for column in zip(*peaks[1:], strict=True)],
+        **{
+            f"{name}_flops": [statistics.median(column) for column in zip(*(each[place] for each in rates[1:]), strict=True)]
+            for place, name in enumerate(("gemm", "own_gemm"))
+        },
         "load": os.getloadavg()[0],
     }
 
@@ -192,29 +193,6 @@ def clocks(options: argparse.Namespace) -> list[float]:
     if options.device != "cpu":
         getattr(torch, options.device).synchronize()
     return [time.perf_counter(), time.process_time() / options.threads]
-
-
-def gemm_peak(options: argparse.Namespace) -> list[float]:
-    """The rate of PyTorch's float32 product that the chip sustains, in FLOP/s by wall clock and CPU time.
-
-    The best of three shapes (the step's two largest products in a layer, and a square), each repeated for ``SUSTAINED``
-    seconds: a step takes seconds too, and no chip holds the rate of a single lucky product for that long.
-    """
-    import torch
-
-    shape, best = SHAPES[options.shape], [0.0, 0.0]
-    x = torch.randn(options.length, shape["hidden_size"], device=options.device)
-    w = torch.randn(shape["intermediate_size"], shape["hidden_size"], device=options.device)
-    square = torch.randn(1536, 1536, device=options.device)
-    for left, right in ((x, w.t()), (x @ w.t(), w), (square, square)):
-        left @ right
-        start, products = clocks(options), 0
-        while (taken := [end - begin for end, begin in zip(clocks(options), start, strict=True)])[0] < SUSTAINED:
-            left @ right
-            products += 1
-        work = 2 * left.shape[0] * left.shape[1] * right.shape[1] * products
-        best = [max(rate, work / seconds) for rate, seconds in zip(best, taken, strict=True)]
-    return best
 
 
 def step_flops(shape: dict[str, int], length: int, share: float) -> float:
@@ -278,13 +256,14 @@ def summarize(options: argparse.Namespace, result: dict[str, Any]) -> list[dict[
                 work = step_flops(SHAPES[options.shape], options.length, CASES[case])
                 row["gemm_share"] = round(work / seconds / timed["gemm_flops"][0], 3)
                 row["cpu_gemm_share"] = round(work / cpu_seconds / timed["gemm_flops"][1], 3)
+                row["own_share"] = round(work / seconds / timed["own_gemm_flops"][0], 3)
             rows.append(row)
     return rows
 
 
 def show(rows: list[dict[str, Any]], threads: int) -> None:
     """Prints the table; with one thread also by CPU time."""
-    columns = {"case": 15, "variant": 20, "seconds": 8, "speedup": 8, "gemm_share": 10, "peak_mb": 8, "peak_ratio": 11}
+    columns = {"case": 15, "variant": 20, "seconds": 8, "speedup": 8, "gemm_share": 11, "own_share": 10, "peak_mb": 8, "peak_ratio": 11}
     if threads == 1:
         columns |= {"cpu_seconds": 12, "cpu_speedup": 12, "cpu_gemm_share": 15}
     columns |= {"loss": 10, "grad_norm": 10, "loss_difference": 16, "grad_norm_difference": 21}
@@ -379,9 +358,10 @@ def main() -> None:
     show(rows, options.threads)
     if not options.bf16:
         print("bf16 base: not measured, this chip has no bfloat16 instructions")
-    loads = {case: round(value["load"], 2) for case, value in measured["time"].items()}
-    peak = {case: round(value["gemm_flops"][0] / 1e9, 1) for case, value in measured["time"].items()}
-    print(json.dumps({"benchmark": "train_speed", "rows": rows, "conditions": {**about, "load_after": loads, "gemm_gflops": peak}}))
+    after = {"load_after": {case: round(timed["load"], 2) for case, timed in measured["time"].items()}}
+    for name in ("gemm_flops", "own_gemm_flops"):
+        after[name] = {case: round(timed[name][0] / 1e9) * 10**9 for case, timed in measured["time"].items()}
+    print(json.dumps({"benchmark": "train_speed", "rows": rows, "conditions": {**about, **after}}))
 
 
 if __name__ == "__main__":

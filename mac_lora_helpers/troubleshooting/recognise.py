@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterator
 
 from mac_lora_helpers.troubleshooting.failure import PAGE, Failure
+from mac_lora_helpers.troubleshooting.known_hub import HUB
 from mac_lora_helpers.troubleshooting.known_libraries import LIBRARIES
 from mac_lora_helpers.troubleshooting.known_machine import MACHINE
 
 #: The table; where two could answer, the one that stands first does.
-FAILURES: tuple[Failure, ...] = (*LIBRARIES, *MACHINE)
+FAILURES: tuple[Failure, ...] = (*HUB, *LIBRARIES, *MACHINE)
 
 
 def explain(error: BaseException) -> Failure | None:

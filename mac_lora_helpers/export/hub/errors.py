@@ -137,10 +137,16 @@ def translate(error: BaseException, repo: str, sentences: Sentences = SENTENCES)
         if isinstance(link, HfHubHTTPError) and link.response is not None:
             return _refusal(link, repo, sentences)
         if isinstance(link, httpx2.TransportError):
-            return _sentence(0, repo, type(link).__name__, sentences=sentences)
+            return _sentence(0, repo, _no_way(link), sentences=sentences)
     if isinstance(error, ValueError) and "metadata in README.md" in str(error):
         return _sentence(400, repo, str(error))
     return None
+
+
+def _no_way(error: BaseException) -> str:
+    """What stands in the way to the Hub: the error's kind, and its text where a certificate is refused."""
+    text = str(error)
+    return f"{type(error).__name__}: {text[:200]}" if "certificate" in text.lower() else type(error).__name__
 
 
 def no_login() -> HubError:
@@ -182,7 +188,7 @@ def _sentence(
         "status": status,
         "wait": f"{wait:.0f} seconds" if wait else "a few minutes",
     }
-    where = repo if kind in (400, 403) or not said else f"{repo} (the Hub said: {said})"
+    where = repo if kind in (400, 403) or not said else f"{repo} ({'the Hub said: ' if kind else ''}{said})"
     return HubError(what.format(**values), where=where, fix=fix.format(**values), status=kind if status is None else status)
 
 

@@ -8,7 +8,18 @@ from mac_lora_helpers.troubleshooting import FAILURES, explain, recognise
 
 CASES = [pytest.param(key, case, id=case.__name__) for key, cases in REAL.items() for case in cases]
 #: Told apart in other modules of these tests: the Hub's, the kernel's, the training's and the export's own.
-ELSEWHERE = {"gated", "login", "push-denied", "offline", "not-on-the-hub", "dead-kernel", "data-changed", "audit", "export-differs"}
+ELSEWHERE = {
+    "gated",
+    "certificate",
+    "login",
+    "push-denied",
+    "offline",
+    "not-on-the-hub",
+    "dead-kernel",
+    "data-changed",
+    "audit",
+    "export-differs",
+}
 
 
 def raised(case, *arguments):
