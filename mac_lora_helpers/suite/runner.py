@@ -180,8 +180,9 @@ def _private_kernels() -> Iterator[dict[str, Any]]:
 def _cell_failed(error: Any, executed: Path, target: Path) -> NotebookFailed:
     """The failed cell's own words; those of a ``UserError`` keep their place and their advice."""
     known = _answer_given(executed) or recognise(error.ename, error.evalue)
-    code = next(iter(str(error.source).strip().splitlines()), "")
-    place, look = f"{target.stem}, In [{error.exec_count}]: {code}", f"look at {portable(str(target))}"
+    lines = str(error.source).strip().splitlines() or [""]
+    begins = ", which begins" if len(lines) > 1 else ""
+    place, look = f"{target.stem}, In [{error.exec_count}]{begins}: {lines[0]}", f"look at {portable(str(target))}"
     told = re.fullmatch(r"(.*?)(?:\n  where: (.*?))?(?:\n  to do: (.*?))?", portable(str(error.evalue)).strip(), re.S)
     what, where, fix = (part or "" for part in told.groups())
     if where or fix:

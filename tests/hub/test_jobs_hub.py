@@ -129,6 +129,18 @@ def test_a_second_submit_starts_nothing_and_a_failed_job_may_be_followed_by_anot
     assert json.loads((run.path("job") / "job.json").read_text())["earlier_jobs"][0]["id"] == first.id
 
 
+def test_a_job_that_the_hub_keeps_no_more_may_be_followed_by_another(made, hub, alice, monkeypatch):
+    run, config = made
+    first = submit_job(run, config)
+    del hub.jobs.jobs[first.id]
+    with monkeypatch.context() as other:
+        other.setenv("HF_TOKEN", hub.add_user("bob"))  # to bob the Hub would say the same of a job that runs
+        with pytest.raises(HubError, match="may not see it"):
+            submit_job(run, config)
+    assert submit_job(run, config).submitted
+    assert len(started(hub)) == 2
+
+
 def test_an_answer_that_was_lost_starts_no_second_job(made, hub, alice, slept):
     run, config = made
     state = submit_job(run, config)

@@ -98,14 +98,19 @@ def submit_job(run: RunDir, config: Config) -> JobState:
 
 
 def _before(run: RunDir, record: Mapping[str, Any]) -> JobState | None:
-    """The job that was submitted from here before, unless a new one may follow it.
+    """The job that was submitted from here before, unless a new one may follow it: it failed, or the Hub keeps it no more.
 
     Raises:
         CheckFailed: it still runs, and with another script.
     """
     if not record.get("job"):
         return None
-    state = job_status(run)
+    try:
+        state = job_status(run)
+    except HubError as error:
+        if error.status == 404 and _sees(record["job"]["namespace"]):
+            return None
+        raise
     if record["job"]["script_sha256"] == record["script"]["sha256"]:
         return None if state.stage in FAILED else _noted(state, "was submitted before; nothing was started now")
     if not state.ended:
@@ -115,6 +120,12 @@ def _before(run: RunDir, record: Mapping[str, Any]) -> JobState | None:
             fix="wait for it, or stop it: `mac-lora job cancel`; another out_dir keeps the two apart",
         )
     return None
+
+
+def _sees(namespace: str) -> bool:
+    """Whether this login would be shown the namespace's jobs; to others the Hub says that there are none."""
+    who = ask(namespace, _api().whoami)
+    return namespace in {who.get("name"), *(org.get("name") for org in who.get("orgs", []))}
 
 
 def _entry(info: Any, repo_id: str, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,13 +51,11 @@ def test_fifty_steps_plain_and_fast_have_the_same_losses(embedded):
 
 @pytest.mark.slow
 def test_a_bfloat16_base_ends_where_float32_ends(embedded):
+    """The preset's recipe as it stands. Runs that stop on the way down, at step 100, differ by up to 4 %."""
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        trainer = embedded(max_steps=200, dtype=dtype)
+        trainer = embedded(dtype=dtype, lora_dropout=0.05)
         assert {str(p.dtype) for p in trainer.model.parameters() if not p.requires_grad} == {f"torch.{dtype}"}
         losses[dtype] = _mean_loss(trainer, [(ids.tolist(), labels.tolist()) for ids, labels in rows_of(trainer.tokens["valid"])])
-        with trainer.model.disable_adapter():
-            untuned = _mean_loss(trainer, [(ids.tolist(), labels.tolist()) for ids, labels in rows_of(trainer.tokens["valid"])])
-        print(dtype, losses[dtype], untuned)
-        assert losses[dtype] < 0.2 * untuned
+    assert losses["float32"] < 0.01
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
