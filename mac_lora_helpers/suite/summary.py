@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir, portable
 from mac_lora_helpers.errors import UserError
+from mac_lora_helpers.export.job import record as records
 
 
 def summary(run: RunDir, names: Iterable[str]) -> list[str]:
@@ -51,5 +52,7 @@ def _export(run: RunDir) -> str:
     sent = run.read_json("push")
     told = f"{states.count(True)} of {len(states)} exported forms say what the adapter says"
     left = states.count(None)
-    pushed = "nothing was sent" if sent["dry_run"] else f"sent to {sent['url']}"
-    return f"export      {told}{f', {left} not checked' if left else ''}; {pushed}"
+    pushed = "nothing was pushed" if sent["dry_run"] else f"pushed to {sent['url']}"
+    job = records.read(run).get("job")
+    cloud = f"; cloud job {job['namespace']}/{job['id']}" if job else ""
+    return f"export      {told}{f', {left} not checked' if left else ''}; {pushed}{cloud}"

@@ -49,7 +49,7 @@ def test_it_ends_well(done):
     assert [entry["status"] for entry in done.json("run.json")["notebooks"]] == ["passed"] * 5
     assert "▶ 05_export_and_push" in done.out
     assert "held-out questions: 0% before" in done.out
-    assert "nothing was sent" in done.out
+    assert "nothing was pushed" in done.out
     assert "IPKernelApp" not in done.err
 
 
