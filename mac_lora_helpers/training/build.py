@@ -65,8 +65,7 @@ def build_trainer(
     if config.fast_path != "off":
         _take_fast_path(trainer, config)
         if not trainer.fast.applied and forecast.path == "fast":
-            plain = config.model_copy(update={"fast_path": "off", "gradient_checkpointing": bool(args.gradient_checkpointing)})
-            trainer.forecast = predict_for(plain, model, tokens["train"], args.device.type)
+            _expect_plain(trainer, config)
     if config.track != "off" and processes.is_main():
         from mac_lora_helpers.training.track import Tracker
 
@@ -95,6 +94,16 @@ def _take_fast_path(trainer: Any, config: Config) -> None:
     trainer.fast = fast.make_fast(trainer, recompute="mlp" if config.fast_path == "lean" else "auto")
     memory.settle()  # what the comparison left behind
     print(f"fast path {'on' if trainer.fast.applied else 'off'}: {trainer.fast.reason}")
+
+
+def _expect_plain(trainer: Any, config: Config) -> None:
+    """The fast path was refused: the plain path needs more memory, so its own forecast decides on checkpointing."""
+    args, was_on = trainer.args, trainer.args.gradient_checkpointing
+    base = trainer.model.get_base_model()
+    trainer.forecast = predict_for(config.model_copy(update={"fast_path": "off"}), base, trainer.tokens["train"], args.device.type)
+    _settle_checkpointing(args, config, trainer.forecast)
+    if args.gradient_checkpointing and not was_on:
+        trainer.model.enable_input_require_grads()  # what TRL does where it knows at the start
 
 
 def _notebook_progress(trainer: Any) -> None:

@@ -21,9 +21,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["FastReport", "Plan", "choose_plan", "make_fast", "memory_parts", "undo"]
+__all__ = ["FastReport", "Plan", "choose_plan", "make_fast", "undo"]
 
-_WHERE = {"FastReport": "install", "make_fast": "install", "undo": "install", "Plan": "plan", "choose_plan": "plan", "memory_parts": "plan"}
+_WHERE = {"FastReport": "install", "make_fast": "install", "undo": "install", "Plan": "plan", "choose_plan": "plan"}
 
 
 def __getattr__(name: str) -> Any:

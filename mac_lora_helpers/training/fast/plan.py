@@ -19,9 +19,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-#: Widest tensors of an MLP alive at once in its backward pass, beyond what is kept: product, activation, two gradients.
-WIDE_ALIVE = 4
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -112,13 +109,3 @@ def choose_plan(sizes: Kept, budget: int | None, wanted: str = "auto") -> Plan:
     if short <= sizes.layers:
         return Plan(short, False, everything - short * sizes.wide, "to fit the free memory")
     return Plan(0, True, checkpointed, "to fit the free memory")
-
-
-def memory_parts(model_config: Any, plan: Plan, rows: int, length: int, itemsize: int) -> dict[str, int]:
-    """Bytes at the peak by part, for a forecast: activations, logits, and a layer's backward pass beyond the logits."""
-    from mac_lora_helpers.training.fast.head import chunk_rows
-
-    config = model_config.get_text_config()
-    logits = min(rows * (length - 1), chunk_rows(config.vocab_size, itemsize, plan.kind)) * config.vocab_size * itemsize
-    layer = WIDE_ALIVE * rows * length * config.intermediate_size * itemsize
-    return {"activations": plan.kept_bytes, "logits": logits, "layer": max(layer - logits, 0)}

@@ -115,6 +115,29 @@ def test_checkpointing_by_what_fits(make, train, tokens, monkeypatch, capsys, fr
     assert ("gradient checkpointing on: without it" if on else "gradient checkpointing off: all of it fits") in told
 
 
+def test_a_refused_fast_path_decides_on_checkpointing_again(make, train, tokens, monkeypatch, capsys):
+    """Between what the fast path needs and what the plain one does: fast without checkpointing, plain with it."""
+    from mac_lora_helpers.training.fast import head
+
+    run, config = make(max_steps=1, fast_path="auto")
+    shape, lengths = read_model_config(config), [len(ids) for ids in tokens["train"]["input_ids"]]
+    off = config.model_copy(update={"gradient_checkpointing": False})
+    slim, wide = (predict_memory(off.model_copy(update={"fast_path": path}), shape, lengths, "cpu") for path in ("auto", "off"))
+    assert (slim.path, wide.path) == ("fast", "plain")
+    assert slim.total_bytes < wide.total_bytes
+    between = (slim.total_bytes + wide.total_bytes) / 2 - slim.parts["weights"]
+    monkeypatch.setattr(memory, "available", lambda device: int(between / 0.9))
+    right = head._weigh
+    monkeypatch.setattr(head, "_weigh", lambda *inputs: right(*inputs) * 1.01)
+    trainer, _ = train(run, config, tokens)
+    assert not trainer.fast.applied
+    assert trainer.args.gradient_checkpointing is trainer.args.activation_checkpointing is True
+    assert trainer.forecast.path == "plain"
+    assert trainer.forecast.gradient_checkpointing
+    told = capsys.readouterr().out
+    assert told.index("gradient checkpointing off") < told.index("fast path off") < told.index("gradient checkpointing on")
+
+
 def test_the_second_question_is_arithmetic(asked, monkeypatch):
     config = asked()
     first = training.fit(config)

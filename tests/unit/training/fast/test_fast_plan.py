@@ -60,12 +60,3 @@ def test_checkpointing_off_in_the_config_means_nothing_again(build):
     _, trainer = build("on", gradient_checkpointing=True)
     assert fast.make_fast(trainer, budget_bytes=0).plan.again(0) == "layer"
     assert fast.make_fast(trainer).plan.again(0) == "nothing", "this machine has room for a tiny model"
-
-
-def test_parts_for_a_forecast():
-    plan = fast.choose_plan(sizes(), None)
-    parts = fast.memory_parts(SHAPE, plan, 1, 512, 4)
-    assert set(parts) == {"activations", "logits", "layer"}
-    assert parts["logits"] <= 320 * 2**20
-    assert fast.memory_parts(SHAPE, fast.choose_plan(sizes(), 0), 1, 512, 4)["logits"] <= 80 * 2**20
-    assert parts["activations"] == plan.kept_bytes
