@@ -46,7 +46,7 @@ class Calibration:
         if not self.runs:
             return ""
         times = f"{self.runs} earlier run{'s' if self.runs > 1 else ''} on this machine"
-        memory = f"needed {self.memory:.0%} of the predicted memory" if self.memory else "told nothing of the memory"
+        memory = f"needed {self.memory:.0%} of the predicted memory" if self.memory else "were too small to tell more of the memory"
         return f"{times} {memory}{'; the time is theirs' if self.speed else ''}"
 
 
