@@ -7,7 +7,7 @@ PYTHON := $(VENV)/bin/python
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
-	@echo "make test   every test; about a quarter of an hour"
+	@echo "make test   every test; some twenty minutes on two cores"
 	@echo "make check  formatting, lint, stored notebooks and the quick tests"
 	@echo "make drills  faults on purpose: bad input, damaged artefacts, full disks, killed runs"
 	@echo "make test-oldest, make test-newest  the quick tests on other library versions"
@@ -27,9 +27,10 @@ demo: $(READY)
 lab: $(READY)
 	$(PYTHON) -m jupyterlab --ip=127.0.0.1 notebooks/01_environment_check.ipynb
 
-# Two processes, whole files each: what a file prepares is prepared once.
+# Two processes, whole files each: what a file prepares is prepared once. In the order of the folders, so that the run ends with
+# many small files; by number of tests, a few files of one long test each would be left for the end.
 test: $(READY)
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint
 	$(PYTHON) -m pytest -m "not slow and not browser"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # One thread a process: tiny models gain nothing from two, and two spinning threads beside other work lose tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,9 +11,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What a test's training teaches about this machine is not for the user's next forecast.
 os.environ["MAC_LORA_CACHE"] = "off"
 
-import pytest
+# Nor does the Hub client's upload cache fill up in the user's home with what stand-ins were sent.
+_XET = tempfile.TemporaryDirectory(prefix="xet-", ignore_cleanup_errors=True)
+os.environ["HF_XET_CACHE"] = _XET.name
 
-from mac_lora_helpers.config import Config
+import pytest  # noqa: E402
+
+from mac_lora_helpers.config import Config  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

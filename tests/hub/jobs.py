@@ -195,9 +195,9 @@ class JobRoutes:
         ("GET", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)", "bucket_info"),
         ("GET", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)/xet-(?P<kind>read|write)-token", "bucket_token"),
         ("POST", r"/api/buckets/(?P<bucket>[^/]+/[^/]+)/batch", "bucket_batch"),
-        ("GET", r"/xet/v1/chunks/[^/]+/[^/]+", "xet_chunk"),
-        ("POST", r"/xet/v1/xorbs/[^/]+/(?P<name>\w+)", "xet_xorb"),
-        ("POST", r"/xet/v1/shards", "xet_shard"),
+        ("GET", r"/xet-\w+/v1/chunks/[^/]+/[^/]+", "xet_chunk"),
+        ("POST", r"/xet-\w+/v1/xorbs/[^/]+/(?P<name>\w+)", "xet_xorb"),
+        ("POST", r"/xet-\w+/v1/shards", "xet_shard"),
     )
 
     def _member(self, namespace: str, write: bool = True) -> User:
@@ -279,8 +279,9 @@ class JobRoutes:
         token = f"xet-{len(self.hub.jobs.xet_tokens)}"
         self.hub.jobs.xet_tokens[token] = bucket
         expires = int(time.time()) + 3600
-        told = {"X-Xet-Cas-Url": f"{self.hub.url}/xet", "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
-        answer = {"casUrl": told["X-Xet-Cas-Url"], "accessToken": token, "exp": expires}
+        place = f"{self.hub.url}/{self.hub.jobs.xet.place}"
+        told = {"X-Xet-Cas-Url": place, "X-Xet-Access-Token": token, "X-Xet-Token-Expiration": str(expires)}
+        answer = {"casUrl": place, "accessToken": token, "exp": expires}
         self._send(200, json.dumps(answer).encode(), told)
 
     def _xet_login(self) -> None:

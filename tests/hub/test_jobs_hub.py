@@ -278,7 +278,7 @@ def test_every_refusal_has_its_sentence(made, hub, alice, status, place, slept):
         assert submit_job(run, config).submitted
 
 
-@pytest.mark.parametrize(("place", "status"), [(r"xet-write-token", 403), (r"/xet/v1/shards", 400), (r"buckets/.*/batch", 413)])
+@pytest.mark.parametrize(("place", "status"), [(r"xet-write-token", 403), (r"/v1/shards", 400), (r"buckets/.*/batch", 413)])
 def test_a_script_that_cannot_be_uploaded_starts_nothing(made, hub, alice, place, status):
     run, config = made
     hub.fail(place, status, message="stand-in says no")

@@ -6,6 +6,7 @@ client sent. Xet's own hashes (BLAKE3) are taken as the client gives them; sizes
 
 from __future__ import annotations
 
+import secrets
 import struct
 from dataclasses import dataclass, field
 
@@ -19,8 +20,13 @@ _LAST = b"\xff" * 32
 
 @dataclass
 class XetStore:
-    """Xorbs (hash → chunks) and files (hash → content)."""
+    """Xorbs (hash → chunks) and files (hash → content).
 
+    ``place``: the first part of its addresses. The client remembers by address what it has sent, in memory and on disk;
+    a later stand-in on the same port must not be taken for this one.
+    """
+
+    place: str = field(default_factory=lambda: f"xet-{secrets.token_hex(8)}")
     xorbs: dict[str, list[bytes]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
