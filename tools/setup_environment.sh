@@ -6,7 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 venv=${1:-.venv}
-extras=${MAC_LORA_EXTRAS:-lab,mlx,test,dev}
+extras=${MAC_LORA_EXTRAS:-lab,mlx,track,test,dev}
 
 # On Apple Silicon a Python for Intel runs under Rosetta and has no MPS: not taken.
 suits() {

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+from mac_lora_helpers.training.fast.projections import wide_product
+
 #: Bytes of logits alive at once, and bounds of the rows in a chunk. Fewer rows reread the head's weights more often:
 #: 512 rows of a vocabulary of 150,000 took a tenth less time a row than 128 (two-core CPU).
 LOGIT_BYTES = {"nothing": 320 * 2**20, "mlp": 160 * 2**20, "layers": 80 * 2**20}
@@ -43,7 +45,7 @@ class FrozenHead(Function):
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
             chunk = logits[: part.stop - start]
-            torch.mm(hidden[part], weight.t(), out=chunk)
+            wide_product(hidden[part], weight.t(), out=chunk)
             total = _weigh(chunk, labels[part], stats[part])
             gradient[part] = (chunk @ weight).float().div_(total)
         ctx.save_for_backward(gradient)

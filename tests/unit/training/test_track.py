@@ -1,6 +1,7 @@
 """``track=trackio``: the log's rows in a local Trackio, whatever the environment says; and what is said without it."""
 
 import builtins
+import importlib.util
 import os
 import sqlite3
 import subprocess
@@ -86,8 +87,8 @@ tracker.rows(rows[:2]); tracker.rows(rows); tracker.finish()
 """
 
 
-def test_the_real_one_keeps_the_rows_on_this_machine(tmp_path):
-    pytest.importorskip("trackio", reason='pip install -e ".[track]"')
+def test_the_real_one_keeps_the_rows_on_this_machine(tmp_path, need):
+    need(importlib.util.find_spec("trackio"), 'trackio: pip install -e ".[track]"')
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "kept")}
     done = subprocess.run([sys.executable, "-c", REAL, str(tmp_path / "run")], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == ""

@@ -7,7 +7,7 @@ from training_rows import dataset
 
 from mac_lora_helpers import training
 from mac_lora_helpers.training import fast
-from mac_lora_helpers.training.fast import head, mlp
+from mac_lora_helpers.training.fast import head, mlp, projections
 
 
 def first_batch(trainer):
@@ -256,3 +256,14 @@ def work_of(base, batch):
 def in_place_flops(onto, left, right, out_shape=None, **_):
     """PyTorch's counter leaves out the in-place product; the shapes come without their tensors."""
     return 2 * left[0] * left[1] * right[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("columns", [7, 2 * projections.CPU_COLUMNS, 3 * projections.CPU_COLUMNS + 5])
+def test_a_wide_product_in_blocks_is_the_product(columns, dtype):
+    x, weight = torch.randn(5, 12, dtype=dtype), torch.randn(columns, 12, dtype=dtype)
+    whole, tolerance = x @ weight.t(), 1e-5 if dtype == torch.float32 else 2e-2
+    out = torch.full_like(whole, torch.nan)
+    assert torch.allclose(projections.wide_product(x, weight.t()), whole, rtol=tolerance, atol=tolerance)
+    assert projections.wide_product(x, weight.t(), out=out) is out
+    assert torch.allclose(out, whole, rtol=tolerance, atol=tolerance)
