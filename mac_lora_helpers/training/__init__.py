@@ -4,6 +4,7 @@ The trainer is TRL's; around it stand the choice of LoRA targets, the memory for
 that are whole or not there, the log and the audit. Importing this package loads no torch.
 """
 
+from mac_lora_helpers.training.ahead import count_ahead
 from mac_lora_helpers.training.audit import finish
 from mac_lora_helpers.training.base import base_weights, check_base
 from mac_lora_helpers.training.build import build_trainer
@@ -23,6 +24,7 @@ __all__ = [
     "build_trainer",
     "candidates",
     "check_base",
+    "count_ahead",
     "estimate",
     "find_targets",
     "finish",

@@ -1,7 +1,7 @@
 """Will it fit, and how long will it take: one quick answer for a form, a notebook and ``mac-lora estimate``.
 
-The first question about a model builds it without weights (seconds); every later one, whatever length, batch or rank, is
-answered from what was counted then.
+The first question about a model builds it without weights (seconds). A step of a kind not counted yet (another dtype, path, set
+of targets) is counted when it is asked for; every later question of that kind, whatever length, batch or rank, is arithmetic.
 """
 
 from __future__ import annotations
@@ -91,10 +91,7 @@ def fit(
     Raises:
         InputError: no such model configuration, or a LoRA target that it does not have.
     """
-    model_config = model_config if model_config is not None else _model_config(config.model_path, config.trust_remote_code)
-    device = device or _device(config.device)
-    available = int(memory.available(device) * SHARE) if available is None else available
-    _warm(config, model_config, device)
+    model_config, available, device = machine(config, model_config, available, device)
     forecast = predict_memory(config, model_config, lengths, device, available)
     known = calibration.recall(device, config.dtype, forecast.path)
     expected = int(forecast.total_bytes * (known.memory or 1))
@@ -126,6 +123,15 @@ def fit(
     )
 
 
+def machine(config: Config, model_config: Any, available: int | None, device: str | None) -> tuple[Any, int, str]:
+    """The model's configuration, the bytes that it may take and the device, where they were not given."""
+    device = device or _device(config.device)
+    available = int(memory.available(device) * SHARE) if available is None else available
+    if model_config is None:
+        model_config = _model_config(config.model_path, config.trust_remote_code)
+    return model_config, available, device
+
+
 def steps_of(config: Config, lengths: Sequence[int] | None) -> tuple[int | None, str]:
     """Optimizer steps and what tells them; None while neither ``max_steps`` nor prepared data do."""
     if config.max_steps > 0:
@@ -137,18 +143,7 @@ def steps_of(config: Config, lengths: Sequence[int] | None) -> tuple[int | None,
     return math.ceil(config.num_train_epochs * per_epoch), f"{len(lengths)} rows, {config.num_train_epochs:g} epochs"
 
 
-_warmed: set[Any] = set()
 _probed: dict[tuple[str, str, str], float] = {}
-
-
-def _warm(config: Config, model_config: Any, device: str) -> None:
-    """Two shapes at the first question about a model: then every other one of its kind is arithmetic."""
-    model = id(model_of(model_config))
-    if model in _warmed:
-        return
-    _warmed.add(model)
-    for tokens in (64, 72):
-        predict_memory(config.model_copy(update={"max_seq_length": tokens}), model_config, None, device)
 
 
 def probe_here(config: Config, model_config: Any, forecast: MemoryForecast, device: str) -> StepTime | None:

@@ -1,7 +1,7 @@
 """The memory of one training step for any model, recipe and shape; counted once per model, then by arithmetic.
 
-What is asked first of a model is recorded at its own shape (``dry_run``); a second shape has the polynomials worked out
-(``tape``), which answer every further one without torch.
+What is asked first of a kind of step is recorded at its own shape (``dry_run``); a second shape has the form for every shape
+read off one recording more (``tape``), which answers every further one without torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ from mac_lora_helpers.training.dry_run import (
 
 if TYPE_CHECKING:
     from mac_lora_helpers.training.tape import Form, Tape
+
+
+#: Two lengths for ``Model.count``: the second has the form read.
+LENGTHS = (64, 72)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Model:
         self.parameters = sum(parameter.numel() for parameter in self._base.parameters())
         head, embedding = self._base.get_output_embeddings(), self._base.get_input_embeddings()
         self.tied = head is not None and head.weight is embedding.weight
-        self.alike, self._answers, self._forms = alike(self._base), {}, {}
+        self.alike, self._kinds, self._built = alike(self._base), {}, {}
 
     def lora(self, config: Config) -> Any:
         """``peft.LoraConfig`` for these parameters.
@@ -131,31 +135,37 @@ class Model:
             return two.plus(three.plus(two, -1), active - 2)
         return self._counted((key, active), active if self.alike else self.layers, asked)
 
+    def count(self, lora: Any, dtype: str, way: Way, rows: int) -> Iterator[None]:
+        """Counts one kind of step for every shape, a recording at a time: ``step`` is arithmetic then."""
+        key = frozenset(lora.target_modules), bool(lora.lora_dropout), dtype, way
+        for tokens in LENGTHS:
+            for layers in (2, 3) if self.alike else (self.layers,):
+                self._counted((key, layers), layers, (rows, tokens, lora.r))
+                yield
+
     def _counted(self, key: Any, layers: int, asked: tuple[int, int, int]) -> StepMemory:
-        rows = asked[0]
-        answers = self._answers.setdefault((key, rows == 1), {})
-        if asked not in answers:
-            form = self._form((key, rows == 1), layers) if answers else None
-            tape = form.at(*asked) if form else self._recorder(key[0], layers)(*asked)
-            answers[asked] = StepMemory.of(tape)
-        return answers[asked]
-
-    def _form(self, key: Any, layers: int) -> Form | None:
-        from mac_lora_helpers.training.tape import record_form
-
-        if key not in self._forms:
-            self._forms[key] = record_form(self._recorder(key[0][0], layers), key[1])
-        return self._forms[key]
+        kind = key, asked[0] == 1
+        if kind not in self._kinds:
+            self._kinds[kind] = _Kind(self._recorder(key[0], layers))
+        return self._kinds[kind].at(asked)
 
     def _recorder(self, key: Any, layers: int) -> Callable[[int, int, int], Tape]:
         targets, dropout, dtype, way = key
 
-        @functools.cache
-        def model(rank: int) -> Any:
-            lora = self._plain_lora(targets, rank, 0.05 if dropout else 0.0)
-            return with_adapters(self._short(layers), lora, _torch_dtype(dtype), attention_for(way.device))
+        def tape(rows: int, tokens: int, rank: int) -> Tape:
+            return record(self._adapted(targets, rank, dropout, dtype, way.device, layers), way, rows, tokens)
 
-        return lambda rows, tokens, rank: record(model(rank), way, rows, tokens)
+        return tape
+
+    def _adapted(self, targets: frozenset[str], rank: int, dropout: bool, dtype: str, device: str, layers: int) -> Any:
+        """A short model with adapters; the last few are remembered, as the ways of a step and its shapes share them."""
+        key = targets, rank, dropout, dtype, device, layers
+        if key not in self._built:
+            while len(self._built) >= 8:
+                self._built.pop(next(iter(self._built)))
+            lora = self._plain_lora(targets, rank, 0.05 if dropout else 0.0)
+            self._built[key] = with_adapters(self._short(layers), lora, _torch_dtype(dtype), attention_for(device))
+        return self._built[key]
 
     def _short(self, layers: int) -> Any:
         return shortened(self.config, layers) if self.alike else self.config
@@ -166,6 +176,32 @@ class Model:
 
         conv1d = any(isinstance(module, Conv1D) for module in self._base.modules())
         return LoraConfig(r=rank, lora_dropout=dropout, target_modules=sorted(targets), task_type="CAUSAL_LM", fan_in_fan_out=conv1d)
+
+
+class _Kind:
+    """One kind of step: the first shape is recorded, the second has the form read, which answers for every further one."""
+
+    def __init__(self, record: Callable[[int, int, int], Tape]) -> None:
+        self._record, self._answers = record, {}
+        self._first: tuple[tuple[int, int, int], Tape] | None = None
+        self._form: Form | None = None
+        self._read = False
+
+    def at(self, asked: tuple[int, int, int]) -> StepMemory:
+        """The memory for (rows, tokens, rank)."""
+        if asked not in self._answers:
+            self._answers[asked] = StepMemory.of(self._tape(asked))
+        return self._answers[asked]
+
+    def _tape(self, asked: tuple[int, int, int]) -> Tape:
+        from mac_lora_helpers.training.tape import read_form
+
+        if self._first is None:
+            self._first = asked, self._record(*asked)
+            return self._first[1]
+        if not self._read:
+            self._form, self._read = read_form(self._record, *self._first), True
+        return self._form.at(*asked) if self._form else self._record(*asked)
 
 
 def _torch_dtype(name: str) -> Any:

@@ -2,8 +2,8 @@
 
 A step's forward and backward pass runs on PyTorch's ``meta`` device under a dispatch mode that sees every new storage and
 every one that dies. The tape of that is exact for any architecture and needs no constant fitted to one. The order of
-allocations does not depend on the sizes, so a few recordings at small shapes give each block's size as a polynomial in
-rows, tokens and rank; any other shape is then computed without torch.
+allocations does not depend on the sizes, so one recording more, at a shape of prime numbers, tells each block's size for every
+shape; from then on the tape is computed without torch.
 """
 
 from __future__ import annotations
@@ -114,49 +114,59 @@ def _mode(see: Callable[[Any], None]) -> Any:
     return Mode()
 
 
+#: (rows, tokens, rank) of the recording that a form is read off: primes, and tokens − 1 twice a prime, that hardly any model has
+#: among its sizes. Nothing is computed on the meta device, so a large shape costs no more than a small one.
+MARKERS = (53, 479, 127)
+
+
 @dataclass(frozen=True)
 class Form:
-    """A tape for every shape: each event's bytes as a polynomial in rows, tokens and rank.
+    """A tape for every shape: each block's bytes as a number times powers of rows, tokens, tokens − 1 and rank.
 
     Attributes:
         pattern: a tape with this order.
-        coefficients: (features, events).
+        numbers: (events,) what the shape leaves alone.
+        powers: (4, events) of rows, tokens, tokens − 1 (positions with a next token) and rank.
     """
 
     pattern: Tape
-    coefficients: np.ndarray
+    numbers: np.ndarray
+    powers: np.ndarray
 
     def at(self, rows: int, tokens: int, rank: int) -> Tape:
         """The tape of one shape."""
-        size = np.rint(_features(rows, tokens, rank) @ self.coefficients).astype(np.int64)
+        bases = np.array([[rows], [tokens], [tokens - 1], [rank]], dtype=np.int64)
+        size = self.numbers * (bases**self.powers).prod(axis=0)
         return Tape(self.pattern.block, self.pattern.sign, size, self.pattern.marks)
 
 
-def _features(rows: int, tokens: int, rank: int) -> np.ndarray:
-    """With one row, as with many, sizes are sums of these; rows come in with tokens only."""
-    return np.array([1, rank, tokens, tokens**2, rows * tokens, rows * tokens**2, rows * tokens * rank], dtype=np.float64)
+def read_form(record: Callable[[int, int, int], Tape], asked: tuple[int, int, int], seen: Tape) -> Form | None:
+    """Reads the powers off one recording by its prime factors; None where that does not give the tape that was ``seen``.
 
-
-#: (rows, tokens, rank) to record at: enough to tell the features apart. One row is a case of its own: reshaping copies less.
-SAMPLES = {
-    False: [(2, 64, 8), (2, 128, 8), (3, 64, 8), (3, 128, 8), (2, 192, 8), (3, 192, 8), (2, 64, 16), (2, 128, 16)],
-    True: [(1, 64, 8), (1, 128, 8), (1, 192, 8), (1, 64, 16), (1, 128, 16), (1, 192, 16)],
-}
-
-
-def record_form(record: Callable[[int, int, int], Tape], one_row: bool) -> Form | None:
-    """Fits the polynomials to recordings at small shapes; None where the order depends on the shape.
+    A block's bytes are a product of the tensor's sizes, so a prime in them tells which size of the batch went in, and how often.
 
     Args:
         record: (rows, tokens, rank) → tape.
-        one_row: for batches of one row, or of several.
+        asked: the shape of ``seen``. One row is a case of its own: reshaping copies less.
     """
-    samples = SAMPLES[one_row]
-    tapes = [record(*sample) for sample in samples]
-    if not all(tape.same_order(tapes[0]) for tape in tapes):
+    rows = 1 if asked[0] == 1 else MARKERS[0]
+    tape = record(rows, *MARKERS[1:])
+    if not tape.same_order(seen):
         return None
-    features, sizes = np.stack([_features(*sample) for sample in samples]), np.stack([tape.size for tape in tapes])
-    coefficients, *_ = np.linalg.lstsq(features, sizes.astype(np.float64), rcond=None)
-    if np.abs(features @ coefficients - sizes).max(initial=0) > 64:
-        return None
-    return Form(tapes[0], coefficients)
+    numbers, powers = tape.size.copy(), []
+    for prime in (rows, MARKERS[1], (MARKERS[1] - 1) // 2, MARKERS[2]):
+        power = _power(numbers, prime)
+        numbers //= prime**power
+        powers.append(power)
+    numbers //= 2 ** powers[2]
+    form = Form(tape, numbers, np.stack(powers))
+    return form if (form.at(*asked).size == seen.size).all() else None
+
+
+def _power(numbers: np.ndarray, prime: int) -> np.ndarray:
+    """How often a prime goes into each number; 0 for a prime of one."""
+    power, left = np.zeros_like(numbers), numbers.copy()
+    while prime > 1 and (divides := (left % prime == 0) & (left > 0)).any():
+        power[divides] += 1
+        left[divides] //= prime
+    return power

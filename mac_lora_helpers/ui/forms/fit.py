@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import UserError
 from mac_lora_helpers.ui.forms.form import ConfigForm
+from mac_lora_helpers.ui.idle import Idle
 from mac_lora_helpers.ui.parts import headless, note
 from mac_lora_helpers.ui.tables import size
 
@@ -21,7 +22,9 @@ _SHARES = {
 _OTHER, _OTHER_COLOUR = "allowances", "#999999"
 
 
-def fit_form(config: Config, names: Iterable[str], fit: Callable[..., Any], **known: Any) -> FitForm | None:
+def fit_form(
+    config: Config, names: Iterable[str], fit: Callable[..., Any], ahead: Callable[..., Iterator[None]] | None = None, **known: Any
+) -> FitForm | None:
     """The form with a bar that says whether the training fits here, or ``None`` in a headless run.
 
     Args:
@@ -29,18 +32,20 @@ def fit_form(config: Config, names: Iterable[str], fit: Callable[..., Any], **kn
         names: parameters to show.
         fit: called as ``fit(config, **known)`` after every change; gives ``parts total_bytes available_bytes fits steps
             step_seconds total_seconds advice``.
-        known: what else ``fit`` takes, for example the rows' lengths.
+        ahead: called likewise; its steps are taken while the kernel has nothing else to do, so that the next answer is there.
+        known: what else both take, for example the rows' lengths.
     """
-    return None if headless() else FitForm(config, names, fit, known)
+    return None if headless() else FitForm(config, names, fit, known, ahead)
 
 
 class FitForm(ConfigForm):
     """A config form with ``bar`` (an HTML widget) above its fields and the last ``fit``."""
 
-    def __init__(self, config: Config, names: Iterable[str], fit: Callable[..., Any], known: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config, names: Iterable[str], fit: Callable[..., Any], known: Mapping[str, Any], ahead: Any = None) -> None:
         import ipywidgets as widgets
 
         self._ask, self._known, self.fit = fit, dict(known), None
+        self._idle = Idle(lambda: ahead(self.config.model_copy(), **self._known)) if ahead else None
         self.bar = widgets.HTML(layout=widgets.Layout(width="min(60em, 100%)"))
         super().__init__(config, names, top=self.bar, on_change=self._measure)
         self._measure()
@@ -56,6 +61,8 @@ class FitForm(ConfigForm):
             )
             return
         self.bar.value = bar(self.fit)
+        if self._idle:
+            self._idle.begin()
 
     def static_html(self) -> str:
         """The bar, then the values."""

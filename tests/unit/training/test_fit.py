@@ -12,7 +12,7 @@ from mac_lora_helpers.training import calibration, memory, savings, step_memory
 from mac_lora_helpers.training.dry_run import Way, attention_for, record, with_adapters
 from mac_lora_helpers.training.estimate import read_model_config
 from mac_lora_helpers.training.forecast import predict_memory
-from mac_lora_helpers.training.tape import record_form
+from mac_lora_helpers.training.tape import read_form
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("way", [Way("cpu"), Way("cpu", "plain", "layers"), Way("cpu", "fast"), Way("mps", "fast", "mlp")], ids=str)
 @pytest.mark.parametrize("count", [1, 4])
-def test_the_polynomials_are_the_recording_at_any_shape(asked, way, count):
+def test_the_form_is_the_recording_at_any_shape(asked, way, count):
     import torch
 
     model = step_memory.Model(read_model_config(asked()))
@@ -47,8 +47,11 @@ def test_the_polynomials_are_the_recording_at_any_shape(asked, way, count):
         lora = model.lora(asked(lora_r=rank))
         return record(with_adapters(model.config, lora, torch.float32, attention_for(way.device)), way, rows, tokens)
 
-    form, seen = record_form(recorded, count == 1), recorded(count, 104, 12)
-    assert abs(form.at(count, 104, 12).live - seen.live).max() <= 1e-4 * seen.live.max()
+    first = count, 64, 8
+    form, asked_later = read_form(recorded, first, recorded(*first)), (count if count == 1 else 3, 104, 12)
+    seen = recorded(*asked_later)
+    assert form.at(*asked_later).same_order(seen)
+    assert (form.at(*asked_later).size == seen.size).all()
     assert seen.live[-1] == 0, "all that the step took is given back"
     assert seen.live.max() > 0
 
@@ -148,6 +151,67 @@ def test_the_second_question_is_arithmetic(asked, monkeypatch):
         assert found.total_bytes == sum(found.parts.values())
     assert found.total_bytes > first.total_bytes
     assert found.text.startswith("fits: ")
+
+
+CHANGES = (
+    {"max_seq_length": 40},
+    {"lora_r": 3},
+    {"lora_layers": 3},
+    {"per_device_train_batch_size": 4},
+    {"dtype": "bfloat16"},
+    {"gradient_checkpointing": True},
+    {"gradient_checkpointing": False},
+    {"fast_path": "off"},
+    {"fast_path": "lean"},
+    {"lora_targets": "all-linear"},
+    {"lora_dropout": 0.0},
+)
+
+
+@pytest.mark.parametrize("available", [10**10, 1000])
+@pytest.mark.parametrize("path", ["auto", "off"])
+def test_what_was_counted_ahead_is_arithmetic_with_its_advice(asked, monkeypatch, available, path):
+    monkeypatch.setattr(step_memory, "_models", {})
+    config = asked(fast_path=path)
+    steps = sum(1 for _ in training.count_ahead(config, available=available))
+    assert steps > 40
+    monkeypatch.setattr(step_memory, "record", lambda *_: pytest.fail("recorded when it was asked for"))
+    for changes in CHANGES:
+        found = training.fit(config.model_copy(update=changes), available=available)
+        assert found.fits is bool(not found.advice) is (available > 1000), changes
+
+
+def test_nothing_more_is_counted_where_all_of_it_fits(asked, monkeypatch):
+    counts = []
+    for available in (10**10, 1000):
+        monkeypatch.setattr(step_memory, "_models", {})
+        counts.append(sum(1 for _ in training.count_ahead(asked(), available=available)))
+    assert counts[0] < counts[1]
+
+
+def test_targets_that_the_model_does_not_have_are_left_for_when_they_are_asked_for(asked):
+    from mac_lora_helpers.errors import InputError
+
+    config = asked(lora_targets="no_such_proj")
+    assert list(training.count_ahead(config)), "the recipes around it are counted"
+    with pytest.raises(InputError, match="no_such_proj"):
+        training.fit(config)
+
+
+def test_a_size_that_is_no_product_of_the_shape_is_recorded_each_time():
+    import numpy as np
+
+    from mac_lora_helpers.training.tape import Tape
+
+    def recorded(rows, tokens, rank):
+        sizes = np.array([4 * rows * tokens * rank, 8 * (rows + tokens)], dtype=np.int64)
+        return Tape(np.array([0, 1]), np.array([1, 1]), sizes, {"loss": 1, "backward": 2})
+
+    asked, kind = [], step_memory._Kind(lambda *shape: (asked.append(shape), recorded(*shape))[1])
+    assert read_form(recorded, (2, 64, 8), recorded(2, 64, 8)) is None
+    for shape in [(2, 64, 8), (3, 40, 4), (4, 10, 2)]:
+        assert kind.at(shape).kept == 4 * shape[0] * shape[1] * shape[2]
+    assert asked[-2:] == [(3, 40, 4), (4, 10, 2)]
 
 
 def test_what_helps_most_comes_first(asked):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mac_lora_helpers import ui
 from mac_lora_helpers.config import Config, parameter_info, preset_values, resolve
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.ui import idle
 from mac_lora_helpers.ui.forms import fields, fit, recipe
 
 NAMES = ["preset", "model_id", "max_steps", "learning_rate", "lora_r", "push", "dtype", "prompt"]
@@ -242,6 +243,54 @@ def test_while_a_slow_answer_is_counted_the_last_one_stays_with_a_word():
     assert "needs about 16.0 kB" in seen[0]
     assert "counting …" in seen[0]
     assert "counting …" not in forms[0].bar.value
+
+
+def test_the_next_answers_are_counted_while_the_kernel_waits(monkeypatch):
+    import asyncio
+
+    monkeypatch.setattr(idle, "PAUSE", 0.01)
+    seen = []
+
+    def ahead(config, lengths):
+        for step in range(3):
+            seen.append((config.lora_r, lengths, step))
+            yield
+
+    async def somebody_at_the_form():
+        form = ui.fit_form(resolve({}, {}), ["lora_r"], lambda config, lengths: asked(config), ahead, lengths=[5])
+        form.fields["lora_r"].widget.value = 4
+        assert seen == []
+        await asyncio.sleep(0.2)
+        form.fields["lora_r"].widget.value = 8
+        form._idle.stop()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(somebody_at_the_form())
+    assert seen == [(4, [5], step) for step in range(3)], "a change drops what was left of the one before, and stop all of it"
+
+
+def test_idle_work_that_fails_or_has_no_loop_is_left():
+    import asyncio
+
+    begun = []
+
+    def fails():
+        begun.append(1)
+        yield
+        raise ValueError("a step that cannot be taken")
+
+    work = idle.Idle(fails)
+    work.begin()
+    assert begun == []
+
+    async def waits():
+        asyncio.get_running_loop().set_exception_handler(lambda *_: pytest.fail("an error reached the kernel's loop"))
+        work.begin()
+        await asyncio.sleep(idle.PAUSE + 5 * idle.BREATH)
+
+    asyncio.run(waits())
+    assert begun == [1]
+    assert work._handle is None
 
 
 def test_the_bar_is_drawn_to_scale_and_named():
