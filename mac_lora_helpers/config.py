@@ -14,60 +14,20 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.parameter_types import Metric, Number, Switch, Text, Whole
 from mac_lora_helpers.troubleshooting import answer_in_notebook
 
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
 EMBEDDED = "embedded"
 EMBEDDED_DIR = Path(__file__).with_name("smoke")
 
-#: Scores of an answer that the package brings.
-METRICS = ("exact_match", "contains", "valid_json", "token_f1")
-
 #: zsh and bash keep their own prompt in PROMPT/PS1; escapes like ``%n@%m %#`` are not a question.
 _SHELL_PROMPT = re.compile(r"%[nmMdl~#?hyTtDLjB0-9(/{]|\$\{|\\[uhwW$]")
-
-
-def _text(value: Any) -> Any:
-    """papermill's command line reads ``-p prompt 5`` as a number; for a text field it is text."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-
-
-def _not_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("a number is wanted, not true/false")
-    return value.strip().replace("_", "") if isinstance(value, str) else value
-
-
-def _known_metric(value: str) -> str:
-    """A name of ours, or ``package.module:function``."""
-    if value not in METRICS and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
-        near = difflib.get_close_matches(value.lower(), METRICS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise PydanticCustomError("metric", f"no such metric{hint}")
-    return value
-
-
-def _switch(value: Any) -> Any:
-    """auto, or what counts as true and false elsewhere."""
-    words = {"true": True, "yes": True, "on": True, "1": True, "t": True, "y": True}
-    words |= {"false": False, "no": False, "off": False, "0": False, "f": False, "n": False}
-    text = str(value).strip().lower()
-    return "auto" if text == "auto" else words.get(text, value)
-
-
-Text = Annotated[str, BeforeValidator(_text)]
-Whole = Annotated[int, BeforeValidator(_not_bool)]
-Number = Annotated[float, BeforeValidator(_not_bool)]
-Switch = Annotated[Literal["auto", True, False], BeforeValidator(_switch)]
-Metric = Annotated[str, BeforeValidator(_text), AfterValidator(_known_metric)]
 
 
 def _param(default: Any, help: str, group: str, stage: str, **bounds: Any) -> Any:

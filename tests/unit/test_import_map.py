@@ -13,7 +13,8 @@ STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
     "errors": {"troubleshooting"},
-    "config": {"errors", "troubleshooting"},
+    "config": {"errors", "troubleshooting", "parameter_types"},
+    "parameter_types": set(),
     "artifacts": {"errors", "artifacts_lock"},
     "artifacts_lock": {"errors", "artifacts"},
     "origin": {"errors", "artifacts"},
