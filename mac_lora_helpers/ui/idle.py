@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 
 #: Seconds that must pass after ``begin``, and between two steps: quick changes in a row come first.
@@ -21,8 +22,10 @@ class Idle:
         self._handle: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """From the start; does nothing where no event loop runs (a script, a test)."""
+        """From the start; does nothing where no event loop runs (a script), or beside the thread that runs the cells."""
         self.stop()
+        if threading.current_thread() is not threading.main_thread():
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from xml.etree import ElementTree
 
 import psutil
@@ -207,3 +208,24 @@ def _ours(folder):
         except (psutil.Error, OSError):
             continue
     return found
+
+
+@pytest.mark.slow
+def test_repeats_with_nothing_changed_are_counted_and_kept(green):
+    script = Path(__file__).parents[3] / "regression" / "repeats.py"
+
+    def repeat():
+        return subprocess.run([sys.executable, str(script), "--times", "2"], cwd=green.folder, capture_output=True, text=True)
+
+    done = repeat()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "0 false alarms in 2 repeats (4 cases, 6 figures)"
+    assert re.search(r"train +train_metrics.last_loss +1.00004 +1.00004 +0%", done.stdout)
+
+    kept = json.loads((green.folder / "regression/baselines/train.json").read_text())
+    kept["values"]["train_metrics.last_loss"] = 1.2
+    (green.folder / "regression/baselines/train.json").write_text(json.dumps(kept))
+    done = repeat()
+    assert done.returncode == 1
+    assert "2 of 2 cases have been run with this code: kept" in (green.folder / "outputs/repeats/01/out.txt").read_text()
+    assert "2 false alarms in 2 repeats" in done.stdout

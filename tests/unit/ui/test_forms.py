@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import nbformat
@@ -280,13 +281,20 @@ def test_idle_work_that_fails_or_has_no_loop_is_left():
         raise ValueError("a step that cannot be taken")
 
     work = idle.Idle(fails)
+
+    async def begins():
+        work.begin()
+        await asyncio.sleep(idle.PAUSE + 5 * idle.BREATH)
+
     work.begin()
+    beside = threading.Thread(target=lambda: asyncio.run(begins()))
+    beside.start()
+    beside.join()
     assert begun == []
 
     async def waits():
         asyncio.get_running_loop().set_exception_handler(lambda *_: pytest.fail("an error reached the kernel's loop"))
-        work.begin()
-        await asyncio.sleep(idle.PAUSE + 5 * idle.BREATH)
+        await begins()
 
     asyncio.run(waits())
     assert begun == [1]
