@@ -112,7 +112,8 @@ def record(model: Any, way: Way, rows: int, tokens: int) -> Tape:
     import torch
 
     base = model.get_base_model()
-    checkpoint(base, way.path == "plain" and way.again == "layers")
+    if way.path == "plain":
+        checkpoint(base, way.again == "layers")
     ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
     return _recorded(base, model, ids, torch.ones_like(ids), way)
 

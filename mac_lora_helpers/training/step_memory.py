@@ -153,18 +153,19 @@ class Model:
         targets, dropout, dtype, way = key
 
         def tape(rows: int, tokens: int, rank: int) -> Tape:
-            return record(self._adapted(targets, rank, dropout, dtype, way.device, layers), way, rows, tokens)
+            return record(self._adapted(targets, rank, dropout, dtype, layers, way), way, rows, tokens)
 
         return tape
 
-    def _adapted(self, targets: frozenset[str], rank: int, dropout: bool, dtype: str, device: str, layers: int) -> Any:
-        """A short model with adapters; the last few are remembered, as the ways of a step and its shapes share them."""
-        key = targets, rank, dropout, dtype, device, layers
+    def _adapted(self, targets: frozenset[str], rank: int, dropout: bool, dtype: str, layers: int, way: Way) -> Any:
+        """A short model with adapters; the last few are remembered, for other shapes and for ways that leave no trace in it."""
+        checkpointed = way.path == "plain" and way.again == "layers"
+        key = targets, rank, dropout, dtype, layers, way.device, checkpointed
         if key not in self._built:
             while len(self._built) >= 8:
                 self._built.pop(next(iter(self._built)))
             lora = self._plain_lora(targets, rank, 0.05 if dropout else 0.0)
-            self._built[key] = with_adapters(self._short(layers), lora, _torch_dtype(dtype), attention_for(device))
+            self._built[key] = with_adapters(self._short(layers), lora, _torch_dtype(dtype), attention_for(way.device))
         return self._built[key]
 
     def _short(self, layers: int) -> Any:

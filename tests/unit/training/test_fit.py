@@ -171,8 +171,11 @@ CHANGES = (
 
 @pytest.mark.slow
 def test_what_was_counted_ahead_is_arithmetic_with_its_advice(asked, monkeypatch):
+    config, counted, alone = asked(), {}, []
+    for changes in CHANGES:
+        monkeypatch.setattr(step_memory, "_models", {})
+        alone.append(predict_memory(config.model_copy(update=changes), read_model_config(config)).parts)
     monkeypatch.setattr(step_memory, "_models", {})
-    config, counted = asked(), {}
     for available in (1000, 10**10):
         counted[available] = sum(1 for _ in training.count_ahead(config, available=available))
         monkeypatch.setattr(step_memory, "record", lambda *_: pytest.fail("recorded when it was asked for"))
@@ -181,6 +184,21 @@ def test_what_was_counted_ahead_is_arithmetic_with_its_advice(asked, monkeypatch
             assert found.fits is not bool(found.advice), changes
             assert found.fits is (available > 1000), changes
     assert counted[10**10] < counted[1000], "where all of it fits nobody asks for advice"
+    for changes, parts in zip(CHANGES, alone, strict=True):
+        found = predict_memory(config.model_copy(update=changes), read_model_config(config)).parts
+        assert found == parts, f"{changes}: what was asked before changes the answer"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_asked_before_leaves_no_trace(asked, monkeypatch, dtype):
+    parts = []
+    for before in ([], [True]):
+        monkeypatch.setattr(step_memory, "_models", {})
+        for on in [*before, False]:
+            config = asked(dtype=dtype, fast_path="off", gradient_checkpointing=on)
+            found = predict_memory(config, read_model_config(config))
+        parts.append(found.parts)
+    assert parts[0] == parts[1]
 
 
 def test_targets_that_the_model_does_not_have_are_left_for_when_they_are_asked_for(asked):
