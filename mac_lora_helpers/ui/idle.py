@@ -21,6 +21,11 @@ class Idle:
         self._work = work
         self._handle: asyncio.TimerHandle | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is something left to do."""
+        return self._handle is not None
+
     def begin(self) -> None:
         """From the start; does nothing where no event loop runs (a script), or beside the thread that runs the cells."""
         self.stop()

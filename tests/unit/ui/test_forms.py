@@ -298,7 +298,7 @@ def test_idle_work_that_fails_or_has_no_loop_is_left():
 
     asyncio.run(waits())
     assert begun == [1]
-    assert work._handle is None
+    assert not work.busy
 
 
 def test_the_bar_is_drawn_to_scale_and_named():
