@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +28,6 @@ from mac_lora_helpers.training.dry_run import (
 
 if TYPE_CHECKING:
     from mac_lora_helpers.training.tape import Form, Tape
-
-
-#: Two lengths for ``Model.count``: the second has the form read.
-LENGTHS = (64, 72)
 
 
 @dataclass(frozen=True)
@@ -135,10 +131,10 @@ class Model:
             return two.plus(three.plus(two, -1), active - 2)
         return self._counted((key, active), active if self.alike else self.layers, asked)
 
-    def count(self, lora: Any, dtype: str, way: Way, rows: int) -> Iterator[None]:
-        """Counts one kind of step for every shape, a recording at a time: ``step`` is arithmetic then."""
+    def count(self, lora: Any, dtype: str, way: Way, rows: int, lengths: Iterable[int]) -> Iterator[None]:
+        """Counts one kind of step, a recording at a time; ``step`` is arithmetic for these lengths, after two of them for all."""
         key = frozenset(lora.target_modules), bool(lora.lora_dropout), dtype, way
-        for tokens in LENGTHS:
+        for tokens in lengths:
             for layers in (2, 3) if self.alike else (self.layers,):
                 self._counted((key, layers), layers, (rows, tokens, lora.r))
                 yield

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 #: Seconds that must pass after ``begin``, and between two steps: quick changes in a row come first.
-PAUSE, BREATH = 0.4, 0.02
+PAUSE, BREATH = 0.25, 0.005
 
 
 class Idle:
