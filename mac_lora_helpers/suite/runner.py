@@ -150,6 +150,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
             papermill.execute_notebook(source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), **_ENGINE, **kernels)
         except PapermillExecutionError as error:
             failure = _cell_failed(error, temporary, target)
+        except KeyboardInterrupt:
+            # The kernel ends with the run. asyncio would print a traceback about that if the kernel was the first to go.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            raise
         except Exception as error:
             what = f"{source.stem} could not be run: {type(error).__name__}: {_last_line(str(error))}"
             failure = NotebookFailed.of(explain(error), what, where=portable(str(target)), fix=f"look at {portable(str(target))}")
