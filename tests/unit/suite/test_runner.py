@@ -192,3 +192,29 @@ def _until(condition, seconds=30):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)
+
+
+def test_an_interrupted_run_says_nothing_of_a_task_that_nobody_waited_for(project, monkeypatch, caplog):
+    """As when the kernel dies of the same Ctrl-C before nbclient is done with it."""
+    import asyncio
+    import gc
+    import logging
+
+    import papermill
+
+    async def dies():
+        raise RuntimeError("Kernel died")
+
+    async def interrupted():
+        left = asyncio.ensure_future(dies())
+        await asyncio.sleep(0)
+        assert left.done()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logging.getLogger("asyncio"), "level", logging.NOTSET)
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: asyncio.run(interrupted()))
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], progress=False)
+    gc.collect()
+    assert "Kernel died" not in caplog.text
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
