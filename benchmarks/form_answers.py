@@ -19,18 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
-SHAPE = {
-    "vocab_size": 151936,
-    "hidden_size": 896,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "intermediate_size": 4864,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 4096,
-}
+from train_speed import SHAPES  # noqa: E402
+
 #: In this order: each starts from the values of those before it, as at a form.
 CHANGES = [
     ("max_seq_length", 768),
@@ -69,7 +61,7 @@ async def _answers(folder: str, free: float | None) -> tuple[list[float], list[f
 
     from mac_lora_helpers.training import memory, step_memory
 
-    AutoConfig.for_model("qwen2", **SHAPE).save_pretrained(folder)
+    AutoConfig.for_model("qwen2", **SHAPES["full"], tie_word_embeddings=True).save_pretrained(folder)
     if free:
         memory.available = lambda device: int(free / 0.9)
     form = _form(folder)

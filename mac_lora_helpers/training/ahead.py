@@ -56,7 +56,7 @@ def _first(model: Model, config: Config, forecast: MemoryForecast, device: str) 
     """The steps that the next change would ask for, at the shape in the form."""
     again = forecast.plan.kind if forecast.plan else "layers" if forecast.gradient_checkpointing else "nothing"
     rows, tokens = forecast.shape
-    yield from model.count(model.lora(config), config.dtype, Way(device, forecast.path, again), rows, [tokens, _LENGTHS[0]])
+    yield from model.count(model.lora(config), config.dtype, Way(device, forecast.path, again), rows, [tokens, tokens + 8])
     singles = [changes for changes in _around(config) if len(changes) == 1]
     for changes in [*singles, {}]:
         near = config.model_copy(update=changes)

@@ -189,6 +189,19 @@ def test_what_was_counted_ahead_is_arithmetic_with_its_advice(asked, monkeypatch
         assert found == parts, f"{changes}: what was asked before changes the answer"
 
 
+def test_what_one_change_would_ask_for_is_counted_first(asked, monkeypatch):
+    monkeypatch.setattr(step_memory, "_models", {})
+    config = asked()
+    training.fit(config)
+    ahead = training.count_ahead(config)
+    for _ in range(4 + 4 * 2):  # this recipe at a second length, then four flips: two and three layers of each
+        next(ahead)
+    monkeypatch.setattr(step_memory, "record", lambda *_: pytest.fail("recorded when it was asked for"))
+    flips = [{"per_device_train_batch_size": 2}, {"dtype": "bfloat16"}, {"lora_targets": "all-linear"}, {"lora_dropout": 0.0}]
+    for changes in [*flips, {"max_seq_length": 40}, {"lora_r": 3}]:
+        assert training.fit(config.model_copy(update=changes)).total_bytes
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_was_asked_before_leaves_no_trace(asked, monkeypatch, dtype):
     parts = []
