@@ -46,7 +46,8 @@ class Desk:
         return self.root / "outputs" / "local-lora"
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: while it is open, Playwright's event loop counts as running in every other test of this process.
+@pytest.fixture(scope="module")
 def desk(tmp_path_factory, need):
     need(jupyter.browser_path(), "no Chromium or Chrome is installed")
     root, home = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("home")
