@@ -10,7 +10,7 @@ help:
 	@echo "make test   every test; some twenty minutes on two cores"
 	@echo "make check  formatting, lint, stored notebooks and the quick tests"
 	@echo "make drills  faults on purpose: bad input, damaged artefacts, full disks, killed runs"
-	@echo "make test-oldest, make test-newest  the quick tests on other library versions"
+	@echo "make test-oldest, make test-newest  every test on other library versions"
 	@echo "make audit  known weaknesses of the locked dependencies (asks PyPI's advisories)"
 	@echo "make regress  the regression cases against their baselines: outputs/regression/"
 	@echo "make planted  plants faults and looks whether the regression run turns red"

@@ -1,7 +1,7 @@
 """Differences between library versions, and nowhere else.
 
 Each entry says which versions it is for; it goes when pyproject.toml's lower bound has passed them. ``make test-oldest`` and
-``make test-newest`` run the quick tests on both ends of the stated ranges.
+``make test-newest`` run all tests on both ends of the stated ranges.
 """
 
 from __future__ import annotations

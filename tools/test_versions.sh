@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The quick tests on other library versions than the locked ones, in an environment of its own.
-#   tools/test_versions.sh oldest|newest [pytest arguments]
+# Every test on other library versions than the locked ones, in an environment of its own.
+#   tools/test_versions.sh oldest|newest [pytest arguments]      -m "not slow and not browser": the quick ones
 # oldest: the lower end of every range in pyproject.toml. newest: what the package index gives within the ranges.
 # The environment (.venv.oldest, .venv.newest) is kept and brought up to date by the next call.
 set -eu
@@ -38,4 +38,4 @@ uv pip sync --quiet --python "$venv/bin/python" "$pins"
 uv pip install --quiet --python "$venv/bin/python" --no-deps -e .
 grep -E '^(torch|transformers|trl|peft|accelerate|datasets|huggingface-hub|numpy|pydantic|papermill|ipywidgets|gguf|xllamacpp)==' "$pins"
 if [ "${MAC_LORA_INSTALL_ONLY:-}" = 1 ]; then exit 0; fi
-exec "$venv/bin/python" -m pytest -m "not slow and not browser" -p no:cacheprovider "$@"
+exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -p no:cacheprovider "$@"
