@@ -21,13 +21,16 @@ from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.suite.job_commands import add_job
 from mac_lora_helpers.troubleshooting import explain
 
+#: Before a value that is not to be read as an option; no argument of a process can hold it.
+_LITERAL = "\0"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the arguments, runs the command, and turns foreseeable errors into one message and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without these characters gets their numbers, not a failure
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    arguments = parse(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
         return arguments.command(arguments)
@@ -45,6 +48,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mac-lora: {portable(f'{known}{chr(10)}{_original(error)}')}", file=sys.stderr)
         return 1
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments; ``-p NAME VALUE`` takes its value as it is, also one that begins with a dash.
+
+    Raises:
+        SystemExit: what argparse does not understand; it has said why.
+    """
+    words, place = list(sys.argv[1:] if argv is None else argv), 0
+    while place < len(words):
+        if words[place] == "-p" and place + 2 < len(words):
+            words[place + 2] = _LITERAL + words[place + 2]
+            place += 2
+        place += 1
+    arguments = _parser().parse_args(words)
+    if hasattr(arguments, "parameters"):
+        arguments.parameters = [(name, value.removeprefix(_LITERAL)) for name, value in arguments.parameters]
+    return arguments
 
 
 def _original(error: Exception) -> str:

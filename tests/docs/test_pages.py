@@ -16,7 +16,7 @@ import pytest
 
 from mac_lora_helpers import smoke
 from mac_lora_helpers.config import resolve
-from mac_lora_helpers.suite.cli import _parser, main
+from mac_lora_helpers.suite.cli import main, parse
 from mac_lora_helpers.troubleshooting.page import page
 
 ROOT = Path(__file__).parents[2]
@@ -150,7 +150,7 @@ def test_every_command_is_one(line):
     if "--help" in words or words[:1] == [">"]:
         return
     try:
-        arguments = _parser().parse_args(words)
+        arguments = parse(words)
     except SystemExit as error:
         pytest.fail(f"{line}: {error}")
     resolve({name: value for name, value in getattr(arguments, "parameters", [])}, {})

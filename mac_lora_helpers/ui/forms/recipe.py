@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections.abc import Iterable
 from typing import Any
 
 from mac_lora_helpers.config import Config, preset_values
 from mac_lora_helpers.ui.tables import Table
-
-#: A value that argparse would take for an option: it starts with a dash and is no plain number.
-_LIKE_AN_OPTION = re.compile(r"-(?!\d+(\.\d+)?$)")
 
 #: Where a value came from, in words.
 SOURCES = {
@@ -42,16 +38,9 @@ def told(config: Config) -> dict[str, Any]:
 
 def command(config: Config) -> str:
     """``mac-lora run …`` with what differs from the preset; one line for a shell."""
-    before, options = [], []
-    for name, value in told(config).items():
-        text = _plain(value)
-        if _LIKE_AN_OPTION.match(text):
-            before.append(f"{name.upper()}={shlex.quote(text)}")
-        elif name == "preset":
-            options.append(f"--preset {text}")
-        else:
-            options.append(f"-p {name} {shlex.quote(text)}")
-    return " ".join([*before, "mac-lora run", *options])
+    values = {name: _plain(value) for name, value in told(config).items()}
+    options = [f"--preset {values.pop('preset')}", *(f"-p {name} {shlex.quote(text)}" for name, text in values.items())]
+    return " ".join(["mac-lora run", *options])
 
 
 def papermill_yaml(config: Config) -> str:

@@ -175,6 +175,19 @@ def test_bad_input_is_exit_2_and_writes_nothing(project, capsys, arguments):
     assert not (folder / "outputs").exists()
 
 
+def test_a_value_that_begins_with_a_dash_is_a_value(capsys):
+    from mac_lora_helpers.suite.cli import parse
+
+    assert parse(["run", "-p", "prompt", "-x", "-p", "prompt_too", "--preset", "--only", "03"]).parameters == [
+        ("prompt", "-x"),
+        ("prompt_too", "--preset"),
+    ]
+    for incomplete in (["run", "-p", "prompt"], ["run", "-p", "--only", "3", "03"], ["run", "-p"]):
+        with pytest.raises(SystemExit, match="2"):
+            parse(incomplete)
+    assert "expected 2 arguments" in capsys.readouterr().err
+
+
 def test_stopping_leaves_a_true_record_and_no_half_notebook(project):
     folder, write = project
     write(1, "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(60)")

@@ -126,18 +126,18 @@ def config_of_command(text, env=None):
     from mac_lora_helpers.suite import cli
 
     words, variables = command_line(text, env or {})
-    arguments = cli._parser().parse_args(words)
+    arguments = cli.parse(words)
     return resolve(cli._explicit(arguments, preset=arguments.preset, out_dir=arguments.run_dir), variables)
 
 
-TRAPS = ["-x", "--", 'it\'s "$HOME" `id` \\', "-1", "true", "2024-01-01", "# no"]
+TRAPS = ["-x", "--", "-p", "--json", "--preset smoke", 'it\'s "$HOME" `id` \\', "-1", "true", "2024-01-01", "# no"]
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30)
 explicit = st.fixed_dictionaries(
     {},
     optional={
         "preset": st.sampled_from(["smoke", "local"]),
-        "prompt": texts.filter(lambda text: not text.startswith("-")) | st.sampled_from(TRAPS),
-        "data_files": texts.filter(lambda text: not text.startswith("-")),
+        "prompt": texts | st.sampled_from(TRAPS),
+        "data_files": texts,
         "max_steps": st.integers(-5, 500),
         "learning_rate": st.floats(1e-9, 1),
         "lora_dropout": st.floats(0, 0.99),
