@@ -102,13 +102,13 @@ class Config(BaseModel):
     learning_rate: Number = _param(2e-4, "peak learning rate; falls linearly to zero", "Training", "training", gt=0, le=1)
     gradient_checkpointing: Switch = _param(
         "auto",
-        "recompute activations, less memory, a third slower: true, false; auto: if it would not fit otherwise",
+        "less memory, a third slower: true, false; auto: if it would not fit otherwise",
         "Training",
         "training",
     )
     fast_path: Literal["auto", "lean", "off"] = _param(
         "auto",
-        "auto: TRL's numbers with less work, for models it knows; lean: less memory too, slower; off: TRL's own path",
+        "auto: TRL's numbers with less work; lean: less memory too, slower; off: TRL's own path",
         "Training",
         "training",
     )
@@ -161,7 +161,7 @@ class Config(BaseModel):
     )
     check_parity: bool = _param(
         False,
-        "run the cloud job's script here for ten steps beside this run, and compare batches, arguments and losses",
+        "run ten steps of the cloud job's script here, and compare batches, arguments and losses",
         "Export",
         "export",
     )
