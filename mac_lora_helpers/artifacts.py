@@ -1,7 +1,6 @@
 """The run directory: every artefact's name once, and who makes it.
 
-The run directory is the only thing that couples two notebooks. Writes go to a temporary name beside
-the target and are renamed into place, so a killed stage leaves its old artefact or none.
+The run directory is the only thing that couples two notebooks. A killed stage leaves its old artefact or none (``files``).
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ import glob
 import hashlib
 import json
 import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers import artifacts_lock
-from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact, UserError
+from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
+from mac_lora_helpers.files import REFUSALS, atomic_file, atomic_folder, disk_errors, portable, portable_tree, refusal
 
 NOTEBOOKS = (
     "01_environment_check",
@@ -66,139 +64,8 @@ ARTIFACTS: dict[str, tuple[str, int]] = {
     "run": ("run.json", 0),
 }
 
-#: What the system says when a folder cannot be used → in the user's terms.
-_REFUSALS = {
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "this user may not use it",
-    errno.EPERM: "this user may not use it",
-    errno.ENOTDIR: "a file stands where a folder is needed",
-    errno.EEXIST: "a file stands where a folder is needed",
-    errno.EISDIR: "a folder stands where a file is needed",
-    errno.ENOTEMPTY: "a folder stands where a file is needed",
-    errno.ENAMETOOLONG: "the name is too long",
-    errno.ELOOP: "a link that leads back to itself",
-    errno.EIO: "the disk reports an error",
-}
-
 #: JSON artefacts that carry a digest of themselves: what later stages decide by. Edited or damaged, they are refused.
 SEALED = ("manifest", "train_config", "train_metrics", "eval_metrics")
-
-_TOKEN = re.compile(r"\b(hf|sk|ghp|gho|github_pat|xox[abp])_[A-Za-z0-9_]{16,}")
-
-
-def portable(text: str) -> str:
-    """The text without the home directory (``~`` instead) and without anything that looks like a token."""
-    home = os.path.expanduser("~").rstrip("/")
-    if len(home) > 1:
-        text = re.sub(re.escape(home) + r"(?=[/\\\s\"':,;)\]]|$)", "~", text)
-    secret = os.environ.get("HF_TOKEN", "")
-    if len(secret) >= 8:
-        text = text.replace(secret, "<secret removed>")
-    return _TOKEN.sub("<secret removed>", text)
-
-
-def _portable_tree(value: Any) -> Any:
-    if isinstance(value, str):
-        return portable(value)
-    if isinstance(value, dict):
-        return {portable(str(key)): _portable_tree(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_portable_tree(item) for item in value]
-    return value
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk is full; PyTorch, safetensors and Arrow wrap the system's error in their own."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    told = str(error).lower()
-    system = ("no space left", "disk quota", "os error 28")
-    # torch.save says no more than that a write failed, in four ways
-    torch = ("file write failed", "failed writing file", "iostream error", "unexpected pos")
-    return any(word in told for word in (*system, *torch))
-
-
-def refusal(error: OSError, path: Path, verb: str = "written") -> UserError:
-    """What the system's refusal means, in the user's terms."""
-    where = portable(str(path))
-    if is_disk_full(error):
-        return CheckFailed(
-            f"{path.name} cannot be {verb}: the disk is full", where=where, fix="make room and run again; what was finished before is kept"
-        )
-    reason = _REFUSALS.get(error.errno or 0) or error.strerror or type(error).__name__
-    return InputError(f"{path.name} cannot be {verb}: {reason}", where=where, fix="mend that, or choose another out_dir")
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """The file system's refusals as readable errors."""
-    try:
-        yield
-    except OSError as error:
-        raise refusal(error, path) from None
-
-
-@contextlib.contextmanager
-def _filling(path: Path) -> Iterator[None]:
-    """A full disk while an artefact is filled, whoever writes; other errors of the block are its own."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if is_disk_full(error):
-            raise refusal(OSError(errno.ENOSPC, ""), path) from None
-        raise
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder; renames it to ``path`` if the block succeeds.
-
-    Raises:
-        InputError: the folder cannot be written. CheckFailed: the disk is full.
-    """
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
-    try:
-        with _filling(path):
-            yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        with _disk_errors(path):
-            temporary.chmod(0o666 & ~umask)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder; puts it in the place of ``path`` if the block succeeds.
-
-    Raises:
-        InputError: the folder cannot be written. CheckFailed: the disk is full.
-    """
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    old = temporary.with_name(temporary.name + ".old")
-    try:
-        with _filling(path):
-            yield temporary
-        with _disk_errors(path):
-            temporary.chmod(0o755)
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
-    finally:
-        if old.exists() and not path.exists():  # the second rename failed: the old one goes back
-            os.replace(old, path)
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _digest(value: Any) -> str:
@@ -226,7 +93,7 @@ class RunDir:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-            reason = _REFUSALS.get(getattr(error, "errno", 0)) or getattr(error, "strerror", "") or str(error)
+            reason = REFUSALS.get(getattr(error, "errno", 0)) or getattr(error, "strerror", "") or str(error)
             raise InputError(
                 f"the run directory cannot be made: {reason}", where=portable(str(self.root))[:200], fix="choose another out_dir"
             ) from None
@@ -237,7 +104,7 @@ class RunDir:
     def path(self, name: str) -> Path:
         """Where an artefact lies; its folder exists afterwards."""
         target = self.root / ARTIFACTS[name][0]
-        with _disk_errors(target):
+        with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
@@ -265,7 +132,7 @@ class RunDir:
     @contextlib.contextmanager
     def _locked(self, lock: Any, doing: str) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            with _disk_errors(self.root):
+            with disk_errors(self.root):
                 stack.enter_context(lock(self.root, doing))
             if lock is artifacts_lock.running:
                 self._clear_leftovers()
@@ -318,7 +185,7 @@ class RunDir:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Writes a JSON artefact, whole or not at all; home directory and tokens are taken out."""
-        value = _portable_tree(value)
+        value = portable_tree(value)
         if name in SEALED and isinstance(value, dict):
             value = {**value, "digest": _digest({key: item for key, item in value.items() if key != "digest"})}
         return self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.errors import UserError
+from mac_lora_helpers.files import portable
 
 RUN, WRITE = ".run.lock", ".write.lock"
 #: Environment name under which a run's mark reaches the kernels that it starts.
@@ -184,8 +185,6 @@ def _greet(path: Path, handle: int, doing: str, mark: str) -> None:
 
 
 def _record(doing: str, mark: str) -> dict[str, Any]:
-    from mac_lora_helpers.artifacts import portable
-
     command = " ".join(shlex.quote(part) for part in [Path(sys.argv[0]).name or "python", *sys.argv[1:]])
     record = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     return {**record, "doing": doing, "command": portable(command)[:300], "mark": mark}
@@ -209,8 +208,6 @@ def who(record: dict[str, Any]) -> str:
 
 
 def _busy(root: Path, record: dict[str, Any]) -> RunDirBusy:
-    from mac_lora_helpers.artifacts import portable
-
     return RunDirBusy(
         f"the run directory is in use by {who(record)}",
         where=portable(str(root)),

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, atomic_file, refusal
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.encoding import Encoded
 from mac_lora_helpers.data.sources import Source
@@ -17,6 +17,7 @@ from mac_lora_helpers.data.splitting import NAMES, Splits
 from mac_lora_helpers.data.tokens import file_digest, fingerprint, open_tokens
 from mac_lora_helpers.data.validation import Found, rejected_rows
 from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.files import atomic_file, refusal
 
 _REMAKE = "run 02_data_formatting.ipynb again"
 

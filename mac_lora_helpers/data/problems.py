@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.files import portable
 
 #: Problems of one kind that are kept in full; the others are only counted.
 FIRST = 5

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.data import readers
 from mac_lora_helpers.data.problems import DataError, Fault, Problems, listed
 from mac_lora_helpers.data.readers import Record
+from mac_lora_helpers.files import portable
 
 _FORMS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "json", "csv": "csv", "tsv": "tsv", "parquet": "parquet", "pq": "parquet"}
 _SPLITS = ("train", "valid", "test")

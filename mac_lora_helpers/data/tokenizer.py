@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.problems import brief
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.files import portable
 
 #: Tokens that families set aside for padding, in the order they are tried when no pad token is set.
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>")

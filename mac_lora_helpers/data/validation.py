@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.conversation import Faults
 from mac_lora_helpers.data.problems import NOTES, DataError, Fault, Problem, Problems, brief, file_error, listed
 from mac_lora_helpers.data.shapes import Shape, detect
 from mac_lora_helpers.data.sources import Part, Source
 from mac_lora_helpers.data.store import Example, Examples, RowStore
+from mac_lora_helpers.files import portable
 
 #: Rows that decide the shape.
 SAMPLE = 64

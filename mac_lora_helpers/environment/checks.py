@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.files import portable
 
 
 @dataclass(frozen=True)

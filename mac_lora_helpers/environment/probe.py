@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.files import portable
 
 DISTRIBUTION = "mac-lora-helpers"
 #: macOS keeps these outside a service's or an IDE's PATH at times.

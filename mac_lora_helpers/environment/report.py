@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.environment import checks_machine, checks_storage, checks_torch
 from mac_lora_helpers.environment.checks import Check, warn
@@ -19,6 +18,7 @@ from mac_lora_helpers.environment.packages import Package, read_packages
 from mac_lora_helpers.environment.probe import Probe, this_machine
 from mac_lora_helpers.environment.verdict import Verdict, decide_verdict
 from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.files import portable
 
 
 @dataclass(frozen=True)

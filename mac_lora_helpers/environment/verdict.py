@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check
 from mac_lora_helpers.environment.checks_machine import ELSEWHERE, memory_guidance
@@ -13,6 +12,7 @@ from mac_lora_helpers.environment.device import Choice
 from mac_lora_helpers.environment.fit import memory_needed
 from mac_lora_helpers.environment.machine import GIB, Machine, size
 from mac_lora_helpers.environment.model import Model
+from mac_lora_helpers.files import portable
 
 #: "3B" models have up to 3.4e9 parameters, "7B" ones start at 6.5e9; in between it takes 64 GB.
 UP_TO_3B, FROM_7B = 3.5e9, 6.5e9

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mac_lora_helpers import origin
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.evaluation.adapters import Adapter, check_applied, check_fits, read_adapter
+from mac_lora_helpers.files import portable
 
 _PROBE = "The capital of France is"
 

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from mac_lora_helpers import origin, training
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.files import portable
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS
+from mac_lora_helpers.files import portable
 from mac_lora_helpers.training.recipe import first_line, quiet, settle_threads
 
 

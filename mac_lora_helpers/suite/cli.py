@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from mac_lora_helpers import __version__
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.files import portable
 from mac_lora_helpers.suite.job_commands import add_job
 from mac_lora_helpers.troubleshooting import explain
 

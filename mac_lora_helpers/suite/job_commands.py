@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, MissingArtifact
+from mac_lora_helpers.files import portable
 
 #: Command → what it does.
 ACTIONS = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir, portable
+from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import UserError
+from mac_lora_helpers.files import portable
 
 
 def train(config: Config) -> int:

@@ -12,9 +12,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
+from mac_lora_helpers.files import portable
 
 WHOLE = 200_000_000
 BLOCKS, BLOCK_BYTES = 256, 4096

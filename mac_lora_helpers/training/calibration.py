@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import atomic_file
 from mac_lora_helpers.errors import UserError
+from mac_lora_helpers.files import atomic_file
 
 NAME = "calibration.json"
 #: Runs kept for each device, dtype and path.

@@ -13,9 +13,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, atomic_file
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.files import atomic_file
 from mac_lora_helpers.training.base import base_weights
 
 SEAL = "checkpoint.json"

@@ -23,9 +23,10 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from trl import SFTTrainer
 
-from mac_lora_helpers.artifacts import RunDir, is_disk_full
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, UserError
+from mac_lora_helpers.files import is_disk_full
 from mac_lora_helpers.training import guards, processes, resume
 from mac_lora_helpers.training.log import RunLog
 from mac_lora_helpers.training.memory import PeakMeter, library_bytes

@@ -3,8 +3,9 @@ import os
 
 import pytest
 
-from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS, RunDir, atomic_file, portable
+from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS, RunDir
 from mac_lora_helpers.errors import InputError, MissingArtifact
+from mac_lora_helpers.files import atomic_file, portable
 
 
 def test_a_missing_artefact_names_its_notebook(tmp_path):

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-GROUND = {"errors", "config", "artifacts", "origin", "compat"}
+GROUND = {"errors", "config", "artifacts", "files", "origin", "compat"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
     "errors": {"troubleshooting"},
     "config": {"errors", "troubleshooting", "parameter_types"},
     "parameter_types": set(),
-    "artifacts": {"errors", "artifacts_lock"},
-    "artifacts_lock": {"errors", "artifacts"},
+    "files": {"errors"},
+    "artifacts": {"errors", "artifacts_lock", "files"},
+    "artifacts_lock": {"errors", "files"},
     "origin": {"errors", "artifacts"},
     "compat": {"errors"},
     "smoke": set(),

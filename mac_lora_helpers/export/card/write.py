@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers import __version__, origin
-from mac_lora_helpers.artifacts import ARTIFACTS, RunDir, portable
+from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.card import rows as card_rows
 from mac_lora_helpers.export.card.template import CARD
 from mac_lora_helpers.export.card.usage import Base, uses
+from mac_lora_helpers.files import portable
 
 #: What ``push_artifacts`` may name; ``run`` is the run's own records and goes along with another kind only.
 KINDS = ("adapter", "merged", "gguf", "mlx", "run")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mac_lora_helpers import origin
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
 from mac_lora_helpers.export.adapter import adapter_folder, trained_config
@@ -19,6 +19,7 @@ from mac_lora_helpers.export.equivalence.artefacts import TOLERANCES, Candidate,
 from mac_lora_helpers.export.equivalence.compare import Comparison
 from mac_lora_helpers.export.equivalence.engines import Answer, Engine
 from mac_lora_helpers.export.equivalence.reference import Reference
+from mac_lora_helpers.files import portable
 
 LOADS_NOT = "does not load"
 UNREADABLE = "the files cannot be read"

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.equivalence.engines import Answer, Prompt
+from mac_lora_helpers.files import portable
 
 #: Texts that llama.cpp takes for an end of the answer, whatever the file names (``llama-vocab.cpp``).
 _END_TEXTS = frozenset(

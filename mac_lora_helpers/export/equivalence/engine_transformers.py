@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.export.equivalence.engines import Answer, Prompt
+from mac_lora_helpers.files import portable
 
 _BATCH = 16
 

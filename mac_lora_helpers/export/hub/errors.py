@@ -194,7 +194,7 @@ def _sentence(
 
 def _said(error: Any) -> str:
     """The Hub's own words: one line, cut, and never a token."""
-    from mac_lora_helpers.artifacts import portable
+    from mac_lora_helpers.files import portable
 
     text = error.response.headers.get("X-Error-Message") or error.server_message or ""
     return portable(" ".join(text.split())[:200])

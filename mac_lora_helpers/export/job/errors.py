@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import UserError
 from mac_lora_helpers.export.hub import errors
 from mac_lora_helpers.export.hub.errors import HubError
+from mac_lora_helpers.files import portable
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import ARTIFACTS, RunDir, atomic_folder, portable
+from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
 from mac_lora_helpers.export.hub.errors import HubError
@@ -18,6 +18,7 @@ from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job.errors import ask
 from mac_lora_helpers.export.job.follow import job_logs
 from mac_lora_helpers.export.job.submit import UNASKED, JobState, _api, quiet
+from mac_lora_helpers.files import atomic_folder, portable
 
 #: What is taken from the repository: PEFT's files, the tokenizer's, the run's records. Never a pickle.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

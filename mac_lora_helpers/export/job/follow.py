@@ -6,9 +6,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.export.job.errors import ask, of_log
 from mac_lora_helpers.export.job.submit import UNASKED, JobState, _api, job_status, submitted
+from mac_lora_helpers.files import portable
 
 #: Seconds between two questions about a job that waits for its machine.
 PAUSE = 2.0

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.files import portable
 
 #: The stages whose parameters are the recipe; only they may differ.
 STAGES = ("data", "training", "evaluation")

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
 from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job import script as job_script
 from mac_lora_helpers.export.job.record import SCRIPT
+from mac_lora_helpers.files import portable
 
 #: Largest difference of a step's loss, in nats per token.
 TOLERANCE = 1e-5

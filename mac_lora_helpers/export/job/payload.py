@@ -8,10 +8,10 @@ import io
 import zipfile
 from pathlib import Path
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import EMBEDDED, EMBEDDED_DIR, Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.hub import secrets
+from mac_lora_helpers.files import portable
 
 PACKAGE = Path(__file__).parents[2]
 #: Rooms that the job does not use.

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, atomic_file, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
+from mac_lora_helpers.files import atomic_file, portable
 
 RECORD, SCRIPT, INPUTS, COMMAND = "job.json", "train_job.py", "inputs.zip", "command.txt"
 _FIX = "write the job: run 05_export_and_push.ipynb, or `mac-lora run --only 05`"

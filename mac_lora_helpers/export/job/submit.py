@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, MissingArtifact
 from mac_lora_helpers.export.hub.errors import HubError, no_login
@@ -18,6 +18,7 @@ from mac_lora_helpers.export.hub.plan import check_access
 from mac_lora_helpers.export.job import record as records
 from mac_lora_helpers.export.job.errors import ask, of_start
 from mac_lora_helpers.export.job.record import INPUTS
+from mac_lora_helpers.files import portable
 
 #: Stages that a job leaves no more, and those of them that a new job may follow.
 ENDED, FAILED = ("COMPLETED", "ERROR", "CANCELED", "DELETED"), ("ERROR", "CANCELED", "DELETED")

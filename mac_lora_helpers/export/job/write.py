@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir, portable
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config, resolve
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.card.write import repo_name
@@ -26,6 +26,7 @@ from mac_lora_helpers.export.job.overrides import differences, overrides_of, tol
 from mac_lora_helpers.export.job.payload import inputs_of, package_zip, sha256, zip_of
 from mac_lora_helpers.export.job.pins import pins
 from mac_lora_helpers.export.job.record import COMMAND, INPUTS, RECORD, SCRIPT
+from mac_lora_helpers.files import portable
 
 #: Python versions that the pins are made for; the job image has 3.12.
 PYTHON = ">=3.11,<3.14"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS, WEIGHTS, Adapter, LoraUpdate
+from mac_lora_helpers.files import portable
 
 MLX_WEIGHTS = "adapters.safetensors"
 _BLOCK = re.compile(r"^model\.(?:layers|h)\.(\d+)\.(.+)$")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mac_lora_helpers.artifacts import atomic_file, portable
+from mac_lora_helpers.files import atomic_file, portable
 from mac_lora_helpers.suite.regress import located, metrics
 from mac_lora_helpers.suite.regress.bands import is_number
 from mac_lora_helpers.suite.regress.cases import Case, Suite

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.files import portable
 from mac_lora_helpers.suite.regress import baselines as kept
 from mac_lora_helpers.suite.regress import report as told
 from mac_lora_helpers.suite.regress.bands import number

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.files import portable
 
 Model = TypeVar("Model", bound=BaseModel)
 Keys = tuple[str | int, ...]

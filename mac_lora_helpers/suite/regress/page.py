@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mac_lora_helpers.artifacts import portable
+from mac_lora_helpers.files import portable
 from mac_lora_helpers.suite.regress.bands import number
 from mac_lora_helpers.suite.regress.drawing import curve, gauge, spark
 

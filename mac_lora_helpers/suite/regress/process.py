@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS, atomic_file, portable
+from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.files import atomic_file, portable
 from mac_lora_helpers.suite.regress.cases import Case
 
 RESULT, RUN = "result.json", "run"

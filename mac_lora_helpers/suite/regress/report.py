@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from mac_lora_helpers.artifacts import atomic_file, portable
+from mac_lora_helpers.files import atomic_file, portable
 from mac_lora_helpers.suite.regress.bands import number
 from mac_lora_helpers.suite.regress.baselines import conditions
 from mac_lora_helpers.suite.regress.judge import CaseReport

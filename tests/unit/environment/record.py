@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import sys
 
-from mac_lora_helpers.artifacts import portable
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.environment import check_environment
 from mac_lora_helpers.environment.probe import Probe
+from mac_lora_helpers.files import portable
 
 VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO")
 
