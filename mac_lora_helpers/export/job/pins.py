@@ -1,4 +1,7 @@
-"""The job's dependencies: pins from the project's lock, as a PEP 723 header takes them."""
+"""The job's dependencies, pinned as a PEP 723 header takes them: the versions that made the local run.
+
+Those are the project's lock, unless something else is installed here; then that.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,15 @@ LOCK = Path(__file__).parents[3] / "constraints.txt"
 def pins(lock: Path = LOCK) -> tuple[list[str], list[str]]:
     """Requirement lines for ``dependencies`` and for ``[tool.uv] constraint-dependencies``.
 
-    Without the lock (the package was installed without its repository) the installed versions stand in for it.
+    Without the lock (the package was installed without its repository) all of them are the installed versions.
     """
-    lines = _locked(lock) if lock.is_file() else _installed()
+    here, lines = _installed(), _locked(lock) if lock.is_file() else {}
+    other_torch = not _among(here.get("torch", ""), lines.get("torch", []))
+    lines |= {name: [line] for name, line in here.items() if not _among(line, lines.get(name, []))}
     direct = [line for name in DIRECT for line in lines.get(name, [])]
-    needed, here = _closure(DIRECT), _installed()
-    # What is not installed here (CUDA's packages on a Mac, say) may still be needed there.
-    names = [name for name in sorted(lines) if name not in DIRECT and (name in needed or name not in here)]
+    needed = _closure(DIRECT)
+    # What is not installed here (CUDA's packages on a Mac, say) may still be needed there, if it is for the same torch.
+    names = [name for name in sorted(lines) if name not in DIRECT and (name in needed or (name not in here and not other_torch))]
     return direct, [line for name in names for line in lines[name]]
 
 
@@ -54,9 +59,14 @@ def _locked(lock: Path) -> dict[str, list[str]]:
     return found
 
 
-def _installed() -> dict[str, list[str]]:
+def _installed() -> dict[str, str]:
     found = {normalize(item.name): item.version for item in metadata.distributions() if item.name}
-    return {name: [f"{name}=={version.split('+')[0]}"] for name, version in found.items()}
+    return {name: f"{name}=={version.split('+')[0]}" for name, version in found.items()}
+
+
+def _among(line: str, locked: list[str]) -> bool:
+    """Whether a pin is one of the lock's lines for the package, whatever their markers and spelling."""
+    return line.split("==")[-1] in {entry.split(";")[0].split("==")[-1].strip() for entry in locked}
 
 
 def _closure(roots: tuple[str, ...]) -> set[str]:

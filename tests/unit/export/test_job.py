@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -76,14 +77,27 @@ def test_the_header_holds_the_locks_pins(made):
     header = tomllib.loads("".join(line[2:] if line.startswith("# ") else line[1:] for line in block.splitlines(keepends=True)))
     lock = {line.split("#")[0].strip() for line in job_pins.LOCK.read_text().splitlines()}
     pinned = [*header["dependencies"], *header["tool"]["uv"]["constraint-dependencies"]]
-    assert set(pinned) <= lock
+    assert {name for name, _, number in (line.partition("==") for line in set(pinned) - lock) if number != version(name)} == set()
     assert {"torch", "trl", "peft", "huggingface-hub"} <= {line.split("==")[0] for line in header["dependencies"]}
     assert any(line.startswith("nvidia-cuda-runtime") for line in pinned)
 
 
-def test_without_the_lock_the_installed_versions_are_pinned(tmp_path):
-    from importlib.metadata import version
+def test_what_made_the_local_run_is_pinned_where_it_is_not_the_locks(tmp_path):
+    lock, lines = tmp_path / "constraints.txt", []
+    for line in job_pins.LOCK.read_text().splitlines():
+        lines.append("peft==0.0.1" if line.startswith("peft==") else line)
+    lock.write_text("\n".join(lines))
+    direct, rest = job_pins.pins(lock)
+    assert f"peft=={version('peft')}" in direct
+    assert "peft==0.0.1" not in [*direct, *rest]
+    assert any(line.startswith("nvidia-") for line in rest)
+    lock.write_text("\n".join("torch==2.0.0" if line.startswith("torch==") else line for line in lines))
+    direct, rest = job_pins.pins(lock)
+    assert f"torch=={version('torch').split('+')[0]}" in direct
+    assert not any(line.startswith("nvidia-") for line in rest)  # they are for the lock's torch
 
+
+def test_without_the_lock_the_installed_versions_are_pinned(tmp_path):
     direct, _ = job_pins.pins(tmp_path / "none.txt")
     assert f"trl=={version('trl')}" in direct
     assert all("+" not in line for line in direct)
