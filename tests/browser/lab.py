@@ -165,10 +165,10 @@ def finished(page: Any, seconds: float = 300) -> None:
 def type_into(page: Any, name: str, text: str) -> None:
     """Types a value into the field of that accessible name, by keyboard alone, and leaves it with Tab."""
     field = page.locator(NOTEBOOK).get_by_label(name, exact=True)
-    field.focus()
-    page.keyboard.press("ControlOrMeta+a")
-    page.keyboard.type(text)
-    page.keyboard.press("Tab")
+    # Through the field, not the page: JupyterLab may take the focus for a cell that has just ended.
+    field.press("ControlOrMeta+a")
+    field.press_sequentially(text)
+    field.press("Tab")
 
 
 def errors(page: Any) -> list[str]:
