@@ -148,11 +148,12 @@ class _Question:
         return choose_plan(sizes, self._budget(sizes) if wanted == "auto" else None, wanted)
 
     def _budget(self, sizes: Any) -> int | None:
-        from mac_lora_helpers.training.fast.head import chunk_rows
+        from mac_lora_helpers.training.fast.head import tile, tile_bytes
 
         if self.available is None:
             return None
-        logits = chunk_rows(self.model.vocabulary, self.itemsize) * self.model.vocabulary * self.itemsize
+        tokens = self.rows * self.tokens
+        logits = tile_bytes(tokens, self.model.width, self.model.vocabulary, self.itemsize, tile(self.device))
         return self.available - sum(self.fixed.values()) - logits - 2 * sizes.wide
 
     def _active(self) -> int:
@@ -174,7 +175,8 @@ class _Question:
         else:
             lean, whole = self._step("fast", "mlp", active), self._step("fast", "nothing", active)
             step = lean.plus(whole.plus(lean, -1), (active - min(plan.mlp_layers, active)) / active)
-        return step, fast_head(self.rows * (self.tokens - 1), self.model.width, self.model.vocabulary, self.itemsize, plan.kind)
+        tokens = self.rows * (self.tokens - 1)
+        return step, fast_head(tokens, self.model.width, self.model.vocabulary, self.itemsize, self.device, plan.kind)
 
 
 def _batch_shape(config: Config, lengths: Any) -> tuple[int, int]:

@@ -41,10 +41,9 @@ def plain_head(tokens: int, width: int, vocabulary: int, itemsize: int, device: 
     return HeadMemory(buffer + FORWARD_TILES * tile, backward, HOLES * last if last < KEPT_BELOW else 0)
 
 
-def fast_head(tokens: int, width: int, vocabulary: int, itemsize: int, again: str) -> HeadMemory:
-    """The fast path's head for ``tokens`` positions with a label: one chunk of logits, and the gradient taken at once."""
-    from mac_lora_helpers.training.fast.head import chunk_rows
+def fast_head(tokens: int, width: int, vocabulary: int, itemsize: int, device: str, again: str) -> HeadMemory:
+    """The fast path's head for ``tokens`` positions with a label: one tile of logits, and the gradient taken at once."""
+    from mac_lora_helpers.training.fast.head import tile, tile_bytes
 
-    rows = min(tokens, chunk_rows(vocabulary, itemsize, again))
-    product = rows * width * (itemsize + (4 if itemsize < 4 else 0))
-    return HeadMemory(rows * vocabulary * itemsize + product, tokens * width * itemsize)
+    gradient = tokens * width * itemsize
+    return HeadMemory(tile_bytes(tokens, width, vocabulary, itemsize, tile(device, again)) + gradient, gradient)

@@ -109,10 +109,9 @@ def _head_seconds(peft: Any, forecast: MemoryForecast, tokens: int, device: str)
     hidden = torch.randn(tokens, weight.shape[1], device=device, dtype=weight.dtype, requires_grad=True)
     labels = torch.zeros(tokens, dtype=torch.long, device=device)
     if forecast.path == "fast":
-        from mac_lora_helpers.training.fast.head import FrozenHead, chunk_rows
+        from mac_lora_helpers.training.fast.head import FrozenHead, tile
 
-        rows = chunk_rows(weight.shape[0], weight.element_size())
-        return _fastest(lambda: FrozenHead.apply(hidden, weight, labels, rows)[0].sum().backward(), device) / tokens
+        return _fastest(lambda: FrozenHead.apply(hidden, weight, labels, tile(device))[0].sum().backward(), device) / tokens
     # TRL's head goes over the vocabulary three times, a plain cross entropy twice
     loss = lambda: torch.nn.functional.cross_entropy((hidden @ weight.t()).float(), labels).backward()  # noqa: E731
     return 1.5 * _fastest(loss, device) / tokens

@@ -4,8 +4,8 @@
 head run as written here. Evaluation, generation, saving, merging and switching the adapter off stay PEFT's and
 transformers' own. What it does, each in a module of its own:
 
-- ``head``: the loss only at positions that have a label, in chunks, with the gradient taken in the forward pass: the
-  head is frozen, so the vocabulary is multiplied twice a token instead of three times.
+- ``head``: the loss only at positions that have a label, a part of the vocabulary at a time, with the gradient taken in the
+  forward pass: the head is frozen, so the vocabulary is multiplied twice a token instead of three times.
 - ``projections``, ``mlp``: RMSNorm, frozen linear layers with adapters, and SwiGLU as autograd functions that keep only
   what the backward pass needs.
 - ``layer``: a decoder layer made of these; the last one computes its MLP only where a label follows.

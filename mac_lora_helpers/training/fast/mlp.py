@@ -2,7 +2,8 @@
 
 out = x + down(silu(gate(y)) · up(y)) with y = RMSNorm(x) (Shazeer 2020). gate(y) and up(y) are by far the widest
 tensors of a decoder layer (71 % of what this path keeps at the Qwen2.5-0.5B shape). They are kept, or computed again in
-the backward pass: two of a layer's matrix products more, for that share of the memory.
+the backward pass: two of a layer's matrix products more, for that share of the memory. On the CPU they and their gradients
+are stored column by column (``projections.product``).
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class NormedSwiGLU(Function):
         scale = norm.scale(x)
         y = norm(x, scale)
         gate_stays = gate.draw(y, rows)
-        g, gate_inner = gate.forward(y, gate_stays)
+        g, gate_inner = gate.forward(y, gate_stays, turned=True)
         up_stays = up.draw(y, rows)
-        u, up_inner = up.forward(y, up_stays)
+        u, up_inner = up.forward(y, up_stays, turned=True)
         product = F.silu(g).mul_(u)
         down_stays = down.draw(product, rows)
         out, down_inner = down.forward(product, down_stays, onto=x)
@@ -53,8 +54,8 @@ class NormedSwiGLU(Function):
         if g is None or gate.a is not None or up.a is not None:
             y = ctx.norm(x, scale)
         if g is None:
-            g, u = gate.forward(y, gate_stays)[0], up.forward(y, up_stays)[0]
-        grad_product = down.backward_input(grad)
+            g, u = gate.forward(y, gate_stays, turned=True)[0], up.forward(y, up_stays, turned=True)[0]
+        grad_product = down.backward_input(grad, turned=True)
         product = F.silu(g).mul_(u) if down.a is not None else None
         of_down = down.backward_adapter(grad, product, down_inner, down_stays, grad_product)
         grad_g, grad_u = _backward_gates(grad_product, g, u)

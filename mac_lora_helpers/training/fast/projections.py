@@ -15,21 +15,14 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-#: Columns of a wide product that are computed together on the CPU: their part of the weights and of the result stays in its
-#: cache (a training step took 2 to 5 % less than with whole products on a two-core machine).
-CPU_COLUMNS = 1024
 
+def product(x: torch.Tensor, weight: torch.Tensor, turned: bool = False) -> torch.Tensor:
+    """x (N, in) times weight (in, columns).
 
-def wide_product(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """x (N, in) times weight (in, columns), into ``out`` if given."""
-    columns = weight.shape[1]
-    if x.device.type != "cpu" or columns < 2 * CPU_COLUMNS:
-        return torch.mm(x, weight, out=out)
-    out = x.new_empty(len(x), columns) if out is None else out
-    for start in range(0, columns, CPU_COLUMNS):
-        part = slice(start, start + CPU_COLUMNS)
-        torch.mm(x, weight[:, part], out=out[:, part])
-    return out
+    ``turned``: on the CPU the result is stored column by column, as weightᵀ xᵀ: at 512 rows and 4864 columns that took a tenth
+    less time than as it stands (two cores), and what is computed from it number by number keeps that order.
+    """
+    return torch.mm(weight.t(), x.t()).t() if turned and x.device.type == "cpu" else torch.mm(x, weight)
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,11 @@ class Projection:
         """Dropout's forward and, for a gradient, its backward pass."""
         return x if stays is None else (x * stays).mul_(1 / (1 - self.dropout))
 
-    def forward(self, x: torch.Tensor, stays: torch.Tensor | None, onto: torch.Tensor | None = None) -> tuple[torch.Tensor, Any]:
+    def forward(
+        self, x: torch.Tensor, stays: torch.Tensor | None, onto: torch.Tensor | None = None, turned: bool = False
+    ) -> tuple[torch.Tensor, Any]:
         """(N, in) → (N, out), added to ``onto`` if given; and the adapter's inner rows (N, r) or None."""
-        out = wide_product(x, self.weight.t()) if onto is None else torch.addmm(onto, x, self.weight.t())
+        out = product(x, self.weight.t(), turned) if onto is None else torch.addmm(onto, x, self.weight.t())
         if self.bias is not None:
             out += self.bias
         if self.a is None:
@@ -113,9 +108,9 @@ class Projection:
         inner = self.drop(x, stays) @ self.a.t().to(x.dtype)
         return out.addmm_(inner, self.b.t().to(x.dtype), alpha=self.scale), inner
 
-    def backward_input(self, grad: torch.Tensor, onto: torch.Tensor | None = None) -> torch.Tensor:
+    def backward_input(self, grad: torch.Tensor, onto: torch.Tensor | None = None, turned: bool = False) -> torch.Tensor:
         """The frozen layer's gradient to its input, added in place to ``onto`` if given."""
-        return wide_product(grad, self.weight) if onto is None else onto.addmm_(grad, self.weight)
+        return product(grad, self.weight, turned) if onto is None else onto.addmm_(grad, self.weight)
 
     def backward_adapter(
         self, grad: torch.Tensor, x: torch.Tensor | None, inner: Any, stays: Any, into: torch.Tensor | None

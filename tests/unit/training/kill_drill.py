@@ -6,6 +6,7 @@ Arguments: a resolved config (JSON), the training rows (JSON), how many children
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -50,6 +51,20 @@ def moments(config, kills):
     return [(step, source.uniform(0, 0.08)) for step in steps]
 
 
+def killed(config, rows, log, step, wait):
+    """Whether a training was killed near this step; a busy machine may let it end first."""
+    log.unlink(missing_ok=True)
+    pid = child(config, rows)
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        if step == 0 or (log.exists() and len(log.read_text().splitlines()) >= step):
+            time.sleep(wait)
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            return os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        time.sleep(0.002)
+    return False
+
+
 def main():
     import mac_lora_helpers.training.log as log_module
     import mac_lora_helpers.training.sft  # noqa: F401  (loaded once, before the forks)
@@ -57,20 +72,16 @@ def main():
 
     config = resolve(json.loads(Path(sys.argv[1]).read_text()), env={})
     rows, kills = json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3])
-    log = Path(config.out_dir) / "train_log.jsonl"
+    folder, before = Path(config.out_dir), Path(config.out_dir).with_suffix(".before")
     log_module.WRITE_EVERY = 0.0
     for step, wait in moments(config, kills):
-        log.unlink(missing_ok=True)
-        pid = child(config, rows)
-        while os.waitpid(pid, os.WNOHANG) == (0, 0):
-            if step == 0 or (log.exists() and len(log.read_text().splitlines()) >= step):
-                time.sleep(wait)
-                os.kill(pid, signal.SIGKILL)
-                _, status = os.waitpid(pid, 0)
-                if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
-                    print(f"killed near step {step}", flush=True)
-                break
-            time.sleep(0.002)
+        shutil.copytree(folder, before)
+        while not killed(config, rows, folder / "train_log.jsonl", step, wait):
+            shutil.rmtree(folder)
+            shutil.copytree(before, folder)  # as if the training that ended had not been
+            step, wait = max(step - 1, 0), 0
+        print(f"killed near step {step}", flush=True)
+        shutil.rmtree(before)
     _, status = os.waitpid(child(config, rows), 0)
     return os.waitstatus_to_exitcode(status)
 

@@ -91,7 +91,7 @@ def test_a_model_that_the_fast_path_does_not_know_is_forecast_plain(tmp_path):
 
 @pytest.mark.parametrize(("share", "kind"), [(2.0, "nothing"), (0.7, "mlp"), (0.05, "layers")])
 def test_the_forecast_plans_as_the_trainer_does(make, trainer_for, tokens, monkeypatch, share, kind):
-    from mac_lora_helpers.training.fast.head import chunk_rows
+    from mac_lora_helpers.training.fast.head import tile, tile_bytes
     from mac_lora_helpers.training.fast.plan import kept
 
     run, config = make(gradient_checkpointing=True, fast_path="auto")
@@ -100,7 +100,7 @@ def test_the_forecast_plans_as_the_trainer_does(make, trainer_for, tokens, monke
     lora = model.lora(config)
     sizes = kept(shape, 1, longest, 4, lora)
     rest = 14 * model.adapter_parameters(frozenset(lora.target_modules), lora.r, 0) + 2 * sizes.wide
-    rest += chunk_rows(shape.vocab_size) * shape.vocab_size * 4
+    rest += tile_bytes(longest, shape.hidden_size, shape.vocab_size, 4, tile("cpu"))
     monkeypatch.setattr(memory, "available", lambda device: int((rest + share * sizes.layer * sizes.layers) / 0.9))
     trainer = trainer_for(run, config, tokens)
     assert trainer.fast.plan.kind == trainer.forecast.plan.kind == kind
@@ -130,8 +130,8 @@ def test_a_refused_fast_path_decides_on_checkpointing_again(make, train, tokens,
     assert slim.total_bytes < wide.total_bytes
     between = (slim.total_bytes + wide.total_bytes) / 2 - slim.parts["weights"]
     monkeypatch.setattr(memory, "available", lambda device: int(between / 0.9))
-    right = head._weigh
-    monkeypatch.setattr(head, "_weigh", lambda *inputs: right(*inputs) * 1.01)
+    right = head._score
+    monkeypatch.setattr(head, "_score", lambda *inputs: right(*inputs) * 1.01)
     trainer, _ = train(run, config, tokens)
     assert not trainer.fast.applied
     assert trainer.args.gradient_checkpointing is trainer.args.activation_checkpointing is True

@@ -113,12 +113,12 @@ def test_comparing_leaves_adapter_modes_and_random_state_alone(build):
 
 def test_a_path_that_computes_something_else_is_refused(build, monkeypatch):
     _, trainer = build()
-    right = head._weigh
+    right = head._score
 
-    def wrong(logits, labels, stats):
-        return right(logits, labels, stats) * 1.01
+    def wrong(*inputs):
+        return right(*inputs) * 1.01
 
-    monkeypatch.setattr(head, "_weigh", wrong)
+    monkeypatch.setattr(head, "_score", wrong)
     report = fast.make_fast(trainer)
     assert not report.applied
     assert "gradient differs by" in report.reason
@@ -259,11 +259,10 @@ def in_place_flops(onto, left, right, out_shape=None, **_):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("columns", [7, 2 * projections.CPU_COLUMNS, 3 * projections.CPU_COLUMNS + 5])
-def test_a_wide_product_in_blocks_is_the_product(columns, dtype):
-    x, weight = torch.randn(5, 12, dtype=dtype), torch.randn(columns, 12, dtype=dtype)
+def test_a_turned_product_is_the_product(dtype):
+    x, weight = torch.randn(5, 12, dtype=dtype), torch.randn(7, 12, dtype=dtype)
     whole, tolerance = x @ weight.t(), 1e-5 if dtype == torch.float32 else 2e-2
-    out = torch.full_like(whole, torch.nan)
-    assert torch.allclose(projections.wide_product(x, weight.t()), whole, rtol=tolerance, atol=tolerance)
-    assert projections.wide_product(x, weight.t(), out=out) is out
-    assert torch.allclose(out, whole, rtol=tolerance, atol=tolerance)
+    turned = projections.product(x, weight.t(), turned=True)
+    torch.testing.assert_close(turned, whole, rtol=tolerance, atol=tolerance)
+    assert turned.stride() == (1, 5)
+    assert projections.product(x, weight.t()).stride() == (7, 1)
