@@ -111,7 +111,7 @@ def real_default(tmp_path):
     ("free", "told"),
     [
         (16e9, "per_device_train_batch_size=1 with gradient_accumulation_steps=32 fits"),
-        (4.5e9, "gradient_checkpointing=true, max_seq_length=768 fits"),
+        (4e9, "gradient_checkpointing=true, max_seq_length=768 fits"),
         (2e9, "a smaller model, or train in the cloud"),
     ],
 )
