@@ -68,6 +68,6 @@ class NormedSwiGLU(Function):
 
 
 def _backward_gates(grad: torch.Tensor, g: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of silu(g) · u to g and u. Overwrites ``grad``, which nobody else holds."""
+    """Gradients of silu(g) · u to g and u. Overwrites ``grad``, which nobody else holds, with the first."""
     grad_u = F.silu(g).mul_(grad)
-    return torch.ops.aten.silu_backward(grad.mul_(u), g), grad_u
+    return torch.ops.aten.silu_backward.grad_input(grad.mul_(u), g, grad_input=grad), grad_u
