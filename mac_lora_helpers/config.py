@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.parameter_types import Metric, Number, Switch, Text, Whole
+from mac_lora_helpers.redaction import find_secrets
 from mac_lora_helpers.troubleshooting import answer_in_notebook
 
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
@@ -283,11 +284,14 @@ def resolve(explicit: Mapping[str, Any] | None = None, env: Mapping[str, str] | 
     """Builds the config from explicit values, the environment, the preset and the defaults, in that order.
 
     Raises:
-        InputError: an unknown name (with the nearest known one) or values that do not fit, all of them at once.
+        InputError: an unknown name (with the nearest known one), a value that holds a secret, or values that are not allowed,
+            all of them at once.
     """
     explicit = dict(explicit or {})
     _refuse_unknown(explicit)
     from_env = _environment_values(os.environ if env is None else env)
+    _refuse_secrets({f"parameter {name}": value for name, value in explicit.items()})
+    _refuse_secrets({f"{name.upper()} in the environment": value for name, value in from_env.items()})
     preset = str(explicit.get("preset", from_env.get("preset", Config.model_fields["preset"].default)))
     values, sources = {"preset": preset}, {}
     for source, layer in (("preset", PRESETS.get(preset, {})), ("environment", from_env), ("parameter", explicit)):
@@ -348,6 +352,18 @@ def _refuse_unknown(names: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(name.lower(), Config.model_fields, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "see `mac-lora run --help` for the list"
             raise InputError(f"unknown parameter {name!r}", where=f"parameter {name}", fix=hint)
+
+
+def _refuse_secrets(values: Mapping[str, Any]) -> None:
+    """Parameters are stored in the executed notebooks and in ``run.json``."""
+    for place, value in values.items():
+        kinds = find_secrets(str(value))
+        if kinds:
+            raise InputError(
+                f"the value holds what looks like a secret ({kinds[0]}); parameters are stored in the executed notebooks",
+                where=place,
+                fix="leave it out; for the Hub log in with `hf auth login`, or set HF_TOKEN in the environment",
+            )
 
 
 def _readable(error: ValidationError, sources: Mapping[str, str]) -> InputError:

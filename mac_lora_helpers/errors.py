@@ -6,9 +6,12 @@ instead of a traceback; on the command line it goes to stderr and decides the ex
 
 from __future__ import annotations
 
+from mac_lora_helpers.redaction import portable
+from mac_lora_helpers.text import visible
+
 
 class UserError(Exception):
-    """A foreseeable failure, told in the user's terms.
+    """A foreseeable failure, told in the user's terms; as text it holds no secret, no home directory and no control character.
 
     Args:
         what: what went wrong, one sentence.
@@ -29,7 +32,7 @@ class UserError(Exception):
             lines.append(f"  where: {self.where}")
         if self.fix:
             lines.append(f"  to do: {self.fix}")
-        return "\n".join(lines)
+        return visible(portable("\n".join(lines)))
 
     def __reduce__(self):
         return (_rebuild, (type(self), self.what, self.where, self.fix))

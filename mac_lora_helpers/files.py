@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
+from mac_lora_helpers.redaction import portable, portable_tree
+
+__all__ = ["REFUSALS", "atomic_file", "atomic_folder", "disk_errors", "is_disk_full", "portable", "portable_tree", "refusal"]
 
 #: What the system says when a folder cannot be used → in the user's terms.
 REFUSALS = {
@@ -30,29 +31,6 @@ REFUSALS = {
     errno.ELOOP: "a link that leads back to itself",
     errno.EIO: "the disk reports an error",
 }
-
-_TOKEN = re.compile(r"\b(hf|sk|ghp|gho|github_pat|xox[abp])_[A-Za-z0-9_]{16,}")
-
-
-def portable(text: str) -> str:
-    """The text without the home directory (``~`` instead) and without anything that looks like a token."""
-    home = os.path.expanduser("~").rstrip("/")
-    if len(home) > 1:
-        text = re.sub(re.escape(home) + r"(?=[/\\\s\"':,;)\]]|$)", "~", text)
-    secret = os.environ.get("HF_TOKEN", "")
-    if len(secret) >= 8:
-        text = text.replace(secret, "<secret removed>")
-    return _TOKEN.sub("<secret removed>", text)
-
-
-def portable_tree(value: Any) -> Any:
-    if isinstance(value, str):
-        return portable(value)
-    if isinstance(value, dict):
-        return {portable(str(key)): portable_tree(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable_tree(item) for item in value]
-    return value
 
 
 def is_disk_full(error: BaseException) -> bool:

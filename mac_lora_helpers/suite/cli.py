@@ -150,7 +150,7 @@ def _run(arguments: argparse.Namespace) -> int:
     explicit = _explicit(arguments, preset=arguments.preset, out_dir=arguments.run_dir)
     config = _config(explicit)
     names = choose(arguments.only, arguments.start)
-    preflight(config, explicit)
+    preflight(config)
     record = run_suite(config, {name: getattr(config, name) for name in explicit}, names)
     total = sum(entry["seconds"] for entry in record["notebooks"])
     print("\n".join(["", *summary(RunDir(config.out_dir), names)]))

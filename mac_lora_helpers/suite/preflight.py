@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import glob
 import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.files import portable
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
-def preflight(config: Config, explicit: Mapping[str, Any]) -> None:
+def preflight(config: Config) -> None:
     """Refuses what could only fail later.
 
     Raises:
-        InputError: a token among the parameters, a data file that is not there or empty, a model folder without its files.
+        InputError: a data file that is not there or empty, a model folder without its files.
     """
-    for name, value in explicit.items():
-        if _SECRET.search(str(value)):
-            raise InputError(
-                "a parameter holds what looks like a Hub token; parameters are stored in the executed notebooks",
-                where=f"parameter {name}",
-                fix="log in with `hf auth login` instead, or set HF_TOKEN in the environment",
-            )
     check_data_files(config)
     check_model_folder(config)
 

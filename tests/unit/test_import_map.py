@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-GROUND = {"errors", "config", "artifacts", "files", "origin", "compat"}
+GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
-    "errors": {"troubleshooting"},
-    "config": {"errors", "troubleshooting", "parameter_types"},
+    "redaction": set(),
+    "text": set(),
+    "errors": {"troubleshooting", "redaction", "text"},
+    "config": {"errors", "troubleshooting", "parameter_types", "redaction", "text"},
     "parameter_types": set(),
-    "files": {"errors"},
-    "artifacts": {"errors", "artifacts_lock", "files"},
+    "files": {"errors", "redaction"},
+    "artifacts": {"errors", "artifacts_lock", "files", "redaction", "text"},
     "artifacts_lock": {"errors", "files"},
     "origin": {"errors", "artifacts"},
     "compat": {"errors"},
@@ -26,7 +28,7 @@ ALLOWED = {
     "training": GROUND | {"smoke", "environment", "data"},
     "evaluation": GROUND | {"smoke", "environment", "data", "training"},
     "export": GROUND | {"smoke", "environment", "data", "training", "evaluation"},
-    "ui": {"config", "errors"},
+    "ui": {"config", "errors", "redaction", "text"},
     "suite": GROUND | {"smoke", "troubleshooting", "ui", *STAGES},
     "__main__": {"suite"},
     "__init__": set(),

@@ -1,4 +1,4 @@
-"""Looks for what must not be published: access tokens, keys, passwords, and the author's home directory.
+"""Looks for what must not be published: the secrets of ``redaction``'s table, and the author's home directory.
 
 A finding names the file, the line and the kind, never the secret. Weights are looked at where text can stand in
 them (a safetensors header, the first megabytes of anything else); texts are read whole.
@@ -7,38 +7,15 @@ them (a safetensors header, the first megabytes of anything else); texts are rea
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mac_lora_helpers.redaction import environment_secrets, scan
+
 #: How much of a binary file is read.
 BINARY_HEAD = 4 * 2**20
 _CHUNK, _OVERLAP = 16 * 2**20, 4096
-_VALUE = rb"""["']?\s{0,3}[=:]\s{0,3}["']?(?=[A-Za-z0-9+/_.-]*\d)(?=[A-Za-z0-9+/_.-]*[A-Za-z])[A-Za-z0-9+][A-Za-z0-9+/_.-]{19,}"""
-#: Kind → (what it begins with, the pattern from there, whether it must begin a word).
-#: Token forms as their issuers document them; the last two are known by their context.
-KINDS: dict[str, tuple[tuple[bytes, ...], bytes, bool]] = {
-    "Hugging Face token": ((b"hf_", b"api_org_"), rb"(?:hf|api_org)_[A-Za-z0-9]{20,}", False),
-    "GitHub token": ((b"gh", b"github_pat_"), rb"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,}", True),
-    "OpenAI or Anthropic key": ((b"sk-",), rb"sk-(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{32,}", True),
-    "AWS access key": ((b"AKIA", b"ASIA"), rb"A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])", True),
-    "Google API key": ((b"AIza",), rb"AIza[A-Za-z0-9_-]{35}", True),
-    "Slack token": ((b"xox",), rb"xox[abeoprs]-[A-Za-z0-9-]{16,}", True),
-    "private key": ((b"-----BEGIN ",), rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----", False),
-    "JSON web token": ((b"eyJ",), rb"eyJ[A-Za-z0-9_-]{15,}\.eyJ[A-Za-z0-9_-]{15,}\.[A-Za-z0-9_-]{15,}", True),
-    "password in an address": ((b"://",), rb"://[^/\s:@\"'<>{}]{1,64}:[^/\s:@\"'<>{}]{6,}@[A-Za-z0-9]", False),
-    "secret in an assignment": (
-        (b"token", b"secret", b"password", b"passwd", b"api_key", b"apikey", b"access_key", b"accesskey"),
-        rb"(?i)(?:token|secret|passw(?:or)?d|api_?key|access_?key)" + _VALUE,
-        False,
-    ),
-}
-_PATTERNS = {kind: re.compile(pattern) for kind, (_, pattern, _) in KINDS.items()}
-_ANY_CASE = "secret in an assignment"
-#: In JSON a line break is the letters \n, which belong to no word.
-_IN_WORD = re.compile(rb"(?:(?<!\\)[A-Za-z0-9_]|[A-Za-mo-qsu-z0-9_])\Z")
-_SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$", re.I)
 
 
 @dataclass(frozen=True)
@@ -61,10 +38,10 @@ def known_secrets(environment: Mapping[str, str] | None = None) -> dict[str, byt
     """Secrets that this process knows by value: the Hub login and the environment's tokens, keys and passwords."""
     from huggingface_hub import get_token
 
-    values = dict(os.environ if environment is None else environment)
-    known = {f"the value of {name}": value for name, value in values.items() if _SECRET_NAME.search(name)}
-    known["the Hub login of this machine"] = get_token() or ""
-    return {kind: value.encode() for kind, value in known.items() if len(value) >= 12 and not value.startswith(("/", "~"))}
+    known = environment_secrets(environment)
+    login = get_token() or ""
+    known |= {"the Hub login of this machine": login} if len(login) >= 12 else {}
+    return {kind: value.encode() for kind, value in known.items()}
 
 
 def home_directory() -> dict[str, bytes]:
@@ -97,27 +74,11 @@ def scan_file(path: Path, name: str, literal: Mapping[str, bytes]) -> list[Findi
 
 
 def scan_bytes(text: bytes, literal: Mapping[str, bytes]) -> Iterator[tuple[str, int]]:
-    """Kind and position of the first hit of every kind."""
+    """Kind and position of what must not leave this machine."""
     for kind, value in literal.items():
         if (position := text.find(value)) >= 0:
             yield kind, position
-    lower = text.lower()
-    for kind, (starts, _, whole_word) in KINDS.items():
-        where = lower if kind == _ANY_CASE else text
-        hits = [hit for start in starts if (hit := _first(text, where, start, _PATTERNS[kind], whole_word)) >= 0]
-        if hits:
-            yield kind, min(hits)
-
-
-def _first(text: bytes, where: bytes, start: bytes, pattern: re.Pattern[bytes], whole_word: bool) -> int:
-    """First position where ``pattern`` matches, or -1. Searching for a plain start is what makes large files quick."""
-    position = where.find(start)
-    while position >= 0:
-        inside = whole_word and position and _IN_WORD.search(text[max(0, position - 2) : position])
-        if not inside and pattern.match(text, position):
-            return position
-        position = where.find(start, position + 1)
-    return -1
+    yield from ((kind, start) for kind, start, _ in scan(text))
 
 
 def texts_of(folder: Path) -> Iterator[Path]:

@@ -228,7 +228,7 @@ def _typed(found: Located, explicit: Mapping[str, Any], preset: str, places: Map
     values = {name: _beside(found.file, name, value) for name, value in explicit.items()}
     try:
         config = resolve({**values, "preset": preset}, env={})
-        preflight(config, values)
+        preflight(config)
     except InputError as error:
         named = next((name for name in explicit if re.search(rf"\b{name}\b", f"{error.where} {error.what}")), "")
         where = found.place(*(path(named) if named else ("cases", index)))

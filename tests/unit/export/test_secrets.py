@@ -6,22 +6,9 @@ import json
 import struct
 
 import pytest
+from planted_secrets import PLANTED
 
 from mac_lora_helpers.export.hub import secrets
-
-B64 = "Ab3dEf9hIj" * 5
-PLANTED = {
-    "Hugging Face token": "hf_" + "aBcDeFgHiJ" * 3 + "kLmN",
-    "GitHub token": "ghp_" + "a1B2" * 9,
-    "OpenAI or Anthropic key": "sk-ant-api03-" + B64,
-    "AWS access key": "AKIA" + "A1B2C3D4E5F6G7H8",
-    "Google API key": "AIza" + "b" * 35,
-    "Slack token": "xoxb-123456789012-abcdefghij",
-    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
-    "JSON web token": f"eyJ{'a' * 20}.eyJ{'b' * 20}.{'c' * 20}",
-    "password in an address": "https://me:hunter2hunter2@example.org/x.git",
-    "secret in an assignment": "WANDB_API_KEY=0123456789abcdef0123456789abcdef01234567",
-}
 
 
 def kinds(path, literal=None):
@@ -38,23 +25,6 @@ def test_every_kind_is_found_in_plain_text_and_in_a_notebook(tmp_path, kind):
     finding = secrets.scan_file(plain, "log.txt", {})[0]
     assert (finding.path, finding.line) == ("log.txt", 2)
     assert PLANTED[kind] not in str(finding)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": null, "token": 151643}',
-        '{"Ġpassword": 16522, "Ġtoken": 4037, "hf": 1, "token_type_ids": [0, 0]}',
-        "max_new_tokens: 120, HF_TOKEN_PATH=/somewhere/under/a/long/path/token1",
-        "token = get_token_from_the_environment()",
-        "fingerprint: sha256:" + "5e" * 32,
-        "https://huggingface.co/docs/hub/security-tokens#how-to-use-user-access-tokens-0123456789",
-        "hf_hub_download, hf_transfer, sk-learn and risk-averse-investments-in-a-long-hyphenated-phrase",
-    ],
-)
-def test_harmless_text_is_left_alone(tmp_path, text):
-    (tmp_path / "x.txt").write_text(text)
-    assert kinds(tmp_path / "x.txt") == []
 
 
 def test_a_tokenizer_and_a_model_folder_are_harmless(tmp_path):
