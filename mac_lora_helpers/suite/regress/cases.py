@@ -50,7 +50,7 @@ class CaseText(_Strict):
 
     name: str
     about: str = ""
-    preset: Literal["smoke", "local"] | None = None
+    preset: Literal["smoke", "real", "local"] | None = None
     parameters: dict[str, Any] = {}
     notebooks: Annotated[list[Literal[NUMBERS]], BeforeValidator(_numbers)] = Field(default=list(NUMBERS), min_length=1)
     after: str | None = None
@@ -65,7 +65,7 @@ class CaseText(_Strict):
 class Defaults(_Strict):
     """What every case gets that does not say otherwise; ``timeout`` in seconds."""
 
-    preset: Literal["smoke", "local"] = "smoke"
+    preset: Literal["smoke", "real", "local"] = "smoke"
     parameters: dict[str, Any] = {}
     timeout: float = Field(900, gt=0)
 
