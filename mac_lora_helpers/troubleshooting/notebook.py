@@ -8,8 +8,7 @@ import re
 import sys
 from typing import Any
 
-from mac_lora_helpers.troubleshooting.failure import Failure
-from mac_lora_helpers.troubleshooting.recognise import explain
+from mac_lora_helpers.troubleshooting.table import Failure, explain
 
 _BOX = "border-left:4px solid #0072b2;padding:2px 12px;margin:4px 0"
 

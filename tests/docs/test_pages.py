@@ -17,7 +17,7 @@ import pytest
 from mac_lora_helpers import smoke
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.suite.cli import main, parse
-from mac_lora_helpers.troubleshooting.page import page
+from mac_lora_helpers.troubleshooting.__main__ import page
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -21,8 +21,10 @@ LARGEST_INPUTS = 64 * 2**20
 
 
 def package_zip() -> bytes:
-    """The package's Python source as a zip, the same bytes for the same source."""
-    files = [path for path in sorted(PACKAGE.rglob("*.py")) if path.relative_to(PACKAGE).parts[0] not in _AT_HOME]
+    """The package's source as a zip, the same bytes for the same source."""
+    files = [
+        path for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")]) if path.relative_to(PACKAGE).parts[0] not in _AT_HOME
+    ]
     return zip_of({f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in files})
 
 

@@ -4,7 +4,8 @@ import pytest
 from real_failures import REAL
 from unrelated_errors import UNRELATED
 
-from mac_lora_helpers.troubleshooting import FAILURES, explain, recognise
+from mac_lora_helpers.troubleshooting import explain, failures, recognise
+from mac_lora_helpers.troubleshooting.table import groups
 
 CASES = [pytest.param(key, case, id=case.__name__) for key, cases in REAL.items() for case in cases]
 #: Told apart in other modules of these tests: the Hub's, the kernel's, the training's and the export's own.
@@ -84,17 +85,18 @@ def test_recorded_wordings(key, name, text):
 def test_every_line_of_the_table_is_tested():
     """A line is raised for real, or says where its wording was read, or shows no message at all."""
     recorded = {key for key, *_ in RECORDED}
-    for failure in FAILURES:
+    for failure in failures():
         if failure.signs:
             assert failure.key in {*REAL, *ELSEWHERE} or failure.recorded, failure.key
         assert not failure.recorded or failure.key in recorded or not failure.signs, failure.key
 
 
 def test_keys_are_unique_and_every_line_says_what_to_do():
-    assert len({failure.key for failure in FAILURES}) == len(FAILURES)
-    for failure in FAILURES:
+    assert len({failure.key for failure in failures()}) == len(failures())
+    for failure in failures():
         assert failure.cause.endswith("."), failure.key
         assert failure.steps, failure.key
+        assert failure.group in groups(), failure.key
 
 
 def test_an_error_whose_text_cannot_be_had_is_no_problem():
