@@ -79,12 +79,12 @@ async def _answers(folder: str, free: float | None) -> tuple[list[float], list[f
 
 
 def _form(folder: str) -> Any:
-    from mac_lora_helpers import training, ui
     from mac_lora_helpers.config import resolve
+    from mac_lora_helpers.ui.memory_form import TrainingForm
 
     config = resolve({"preset": "local", "model_id": folder, "device": "cpu"}, env={})
     names = [*config.names("training"), "dtype", "max_seq_length"]
-    return ui.fit_form(config, list(dict.fromkeys(names)), training.fit, training.count_ahead)
+    return TrainingForm(config, list(dict.fromkeys(names)))
 
 
 def _seconds(form: Any, name: str, value: Any) -> float:

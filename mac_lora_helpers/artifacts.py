@@ -62,6 +62,7 @@ ARTIFACTS: dict[str, tuple[str, int]] = {
     "fetched": ("fetched.json", 5),
     "executed": ("notebooks", 0),
     "run": ("run.json", 0),
+    "draft": ("draft.json", 0),
 }
 
 #: JSON artefacts that carry a digest of themselves: what later stages decide by. Edited or damaged, they are refused.

@@ -2,7 +2,8 @@
 
 The class defaults are the reference recipe (preset ``local``); the preset ``smoke`` replaces a few of
 them with the embedded model and data. A value comes from, first match wins: the caller (``-p``,
-papermill, an edited ``parameters`` cell), the environment, the preset, the default.
+papermill, an edited ``parameters`` cell), the environment, the draft (what was typed into a form
+of this run), the preset, the default.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
+from mac_lora_helpers.drafts import Draft
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.parameter_types import Metric, Number, Switch, Text, Whole
 from mac_lora_helpers.redaction import find_secrets
@@ -27,6 +29,9 @@ from mac_lora_helpers.troubleshooting import answer_in_notebook
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
 EMBEDDED = "embedded"
 EMBEDDED_DIR = Path(__file__).with_name("smoke")
+
+#: Consent: counts only from this run's own parameters, environment or form, and is kept nowhere.
+CONSENT = ("trust_remote_code", "push", "submit_job")
 
 #: zsh and bash keep their own prompt in PROMPT/PS1; escapes like ``%n@%m %#`` are not a question.
 _SHELL_PROMPT = re.compile(r"%[nmMdl~#?hyTtDLjB0-9(/{]|\$\{|\\[uhwW$]")
@@ -175,25 +180,59 @@ class Config(BaseModel):
     submit_job: bool = _param(False, "start the cloud job; off: its command is shown. A job costs money", "Export", "export")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+    _given: dict[str, tuple[Any, str]] = PrivateAttr(default_factory=dict)
+    _draft: Draft | None = PrivateAttr(default=None)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields:
+            _refuse_secrets({f"parameter {name}": value})
         super().__setattr__(name, value)
         if name in type(self).model_fields:
             self._sources[name] = "form"
 
     def source_of(self, name: str) -> str:
-        """Where the value came from: parameter, environment, preset, saved, form or default."""
+        """Where the value came from: parameter, environment, form, draft, saved, preset or default."""
         return self._sources.get(name, "default")
 
-    def take_preset(self, preset: str, names: Iterable[str] = ()) -> None:
-        """Takes a preset's values for the given names and for all that nobody set, as if ``resolve`` had."""
-        values, names = preset_values(preset), set(names)
-        if preset != self.preset:
-            self.preset = preset
-        for name in type(self).model_fields:
-            if name != "preset" and (name in names or self.source_of(name) in ("preset", "default")):
-                setattr(self, name, values[name])
-                self._sources[name] = "preset" if name in PRESETS[preset] else "default"
+    def asked(self, name: str) -> bool:
+        """Whether somebody set the value for this run: neither preset, default nor an earlier notebook did."""
+        return self.source_of(name) in ("parameter", "environment", "form", "draft")
+
+    def given(self, name: str) -> str:
+        """Who set the value outside the forms: parameter, environment, or nobody (empty)."""
+        return self._given.get(name, (None, ""))[1]
+
+    @property
+    def draft(self) -> Draft | None:
+        """Where a form keeps what is typed; None where nobody fills in forms."""
+        return self._draft
+
+    def preset_changes(self, preset: str) -> dict[str, Any]:
+        """What choosing a preset changes: its values for all that nobody set, where they differ from the present ones."""
+        free = {name: value for name, value in preset_values(preset).items() if self.source_of(name) in ("preset", "default")}
+        return {name: value for name, value in free.items() if name != "preset" and value != getattr(self, name)}
+
+    def take_preset(self, preset: str) -> None:
+        """Takes a preset; what somebody set stays."""
+        changes = self.preset_changes(preset)
+        self.preset = preset
+        for name, value in changes.items():
+            self._take(name, value, "preset" if name in PRESETS[preset] else "default")
+
+    def release(self, name: str) -> None:
+        """The value that holds where nothing was typed into a form: the caller's, the environment's or the preset's."""
+        value, source = self._given.get(name, (None, ""))
+        if name == "preset":
+            self.take_preset(value or type(self).model_fields[name].default)
+            self._sources[name] = source or "default"
+        elif source:
+            self._take(name, value, source)
+        else:
+            self._take(name, preset_values(self.preset)[name], "preset" if name in PRESETS[self.preset] else "default")
+
+    def _take(self, name: str, value: Any, source: str) -> None:
+        setattr(self, name, value)
+        self._sources[name] = source
 
     @property
     def model_path(self) -> str:
@@ -245,6 +284,7 @@ class Config(BaseModel):
         own = {name: getattr(self, name) for name in type(self).model_fields if self.source_of(name) not in ("preset", "default")}
         merged = had.model_copy(update={name: value for name, value in own.items() if name not in names})
         merged._sources = {**had._sources, **self._sources, **dict.fromkeys(names, "saved")}
+        merged._given, merged._draft = self._given, self._draft
         return merged
 
 
@@ -302,21 +342,24 @@ def preset_values(preset: str) -> dict[str, Any]:
     return {**values, **PRESETS[preset], "preset": preset}
 
 
-def resolve(explicit: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None) -> Config:
-    """Builds the config from explicit values, the environment, the preset and the defaults, in that order.
+def resolve(
+    explicit: Mapping[str, Any] | None = None, env: Mapping[str, str] | None = None, draft: Mapping[str, Any] | None = None
+) -> Config:
+    """Builds the config from explicit values, the environment, a form's draft, the preset and the defaults, in that order.
 
     Raises:
         InputError: an unknown name (with the nearest known one), a value that holds a secret, or values that are not allowed,
             all of them at once.
     """
-    explicit = dict(explicit or {})
+    explicit, draft = dict(explicit or {}), dict(draft or {})
     _refuse_unknown(explicit)
     from_env = _environment_values(os.environ if env is None else env)
     _refuse_secrets({f"parameter {name}": value for name, value in explicit.items()})
     _refuse_secrets({f"{name.upper()} in the environment": value for name, value in from_env.items()})
-    preset = str(explicit.get("preset", from_env.get("preset", Config.model_fields["preset"].default)))
+    preset = str({"preset": Config.model_fields["preset"].default, **draft, **from_env, **explicit}["preset"])
     values, sources = {"preset": preset}, {}
-    for source, layer in (("preset", PRESETS.get(preset, {})), ("environment", from_env), ("parameter", explicit)):
+    layers = {"preset": PRESETS.get(preset, {}), "draft": draft, "environment": from_env, "parameter": explicit}
+    for source, layer in layers.items():
         values.update(layer)
         sources.update(dict.fromkeys(layer, source))
     try:
@@ -324,6 +367,7 @@ def resolve(explicit: Mapping[str, Any] | None = None, env: Mapping[str, str] | 
     except ValidationError as error:
         raise _readable(error, sources) from None
     config._sources = sources
+    config._given = {name: (getattr(config, name), source) for name, source in sources.items() if source in ("environment", "parameter")}
     return config
 
 
@@ -333,6 +377,7 @@ def configure(namespace: Mapping[str, Any], env: Mapping[str, str] | None = None
     A value counts as set by the caller when papermill injected it or when it differs from what the
     ``parameters`` cell holds in the repository. Relative paths start at the project's folder, also
     when Jupyter starts the kernel inside ``notebooks/``. Known failures of the cells below are answered from here on.
+    What was typed into a form of this run counts again; a headless run takes only what its command says.
     """
     answer_in_notebook()
     if Path("01_environment_check.ipynb").exists():
@@ -340,7 +385,14 @@ def configure(namespace: Mapping[str, Any], env: Mapping[str, str] | None = None
     stored = preset_values(Config.model_fields["preset"].default)
     edited = {name: namespace[name] for name in stored if name in namespace and namespace[name] != stored[name]}
     injected = {name: namespace[name] for name in _injected_names(namespace) if name in namespace}
-    return resolve({**edited, **injected}, env)
+    explicit = {**edited, **injected}
+    config = resolve(explicit, env)
+    if os.environ.get("MAC_LORA_HEADLESS") == "1":
+        return config
+    draft = Draft(config.out_dir, set(Config.model_fields) - set(CONSENT))
+    config = resolve(explicit, env, draft.read())
+    config._draft = draft
+    return config
 
 
 def _injected_names(namespace: Mapping[str, Any]) -> list[str]:
@@ -393,10 +445,16 @@ def _readable(error: ValidationError, sources: Mapping[str, str]) -> InputError:
     for item in error.errors():
         name = str(item["loc"][0])
         source = sources.get(name, "default")
-        places.append(f"{name.upper()} in the environment" if source == "environment" else f"parameter {name}")
+        told = {"environment": f"{name.upper()} in the environment", "draft": f"{name} in the form's draft (draft.json)"}
+        places.append(told.get(source, f"parameter {name}"))
         problems.append(f"{name}={item['input']!r}: {_message(item)}")
     helps = [f"{p.split('=')[0]}: {Config.model_fields[p.split('=')[0]].description}" for p in problems]
     return InputError("; ".join(problems), where=", ".join(places), fix="; ".join(helps))
+
+
+def why_refused(error: ValidationError) -> str:
+    """The reason for which a single value was refused."""
+    return _message(error.errors()[0])
 
 
 def _message(item: Mapping[str, Any]) -> str:
@@ -406,5 +464,6 @@ def _message(item: Mapping[str, Any]) -> str:
         "float_parsing": "not a number",
         "bool_parsing": "not true or false",
         "string_too_short": "must not be empty",
+        "string_pattern_mismatch": "not of that form",
     }
     return kinds.get(item["type"], item["msg"][:1].lower() + item["msg"][1:])

@@ -31,7 +31,8 @@ def _known_metric(value: str) -> str:
     if value not in METRICS and not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value):
         near = difflib.get_close_matches(value.lower(), METRICS, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise PydanticCustomError("metric", f"no such metric{hint}")
+        allowed = f"one of {', '.join(METRICS)}, or module:function"
+        raise PydanticCustomError("metric", f"no such metric{hint}; {allowed}")
     return value
 
 

@@ -220,7 +220,7 @@ def _loss_on(shape: str, config: Config) -> tuple[str, str]:
     """What is trained, and what to say about it; plain text has no answers to pick out."""
     if shape != "text" or config.loss_on == "all":
         return config.loss_on, ""
-    if config.source_of("loss_on") in ("parameter", "environment", "form"):
+    if config.asked("loss_on"):
         raise InputError(
             f"loss_on={config.loss_on} needs conversations, but the rows are plain text without turns",
             where="parameter loss_on",

@@ -83,7 +83,7 @@ def _shape(name: str, config: Config, reason: str) -> Shape:
     if name == "messages":
         return Shape(name, reason, (messages,), lambda row, faults: _messages(row, messages, faults))
     if name == "conversations":
-        given = config.source_of("messages_field") in ("parameter", "environment", "form") and config.messages_field
+        given = config.asked("messages_field") and config.messages_field
         turns = messages if given and messages != "messages" else "conversations"
         return Shape(name, reason, (turns,), lambda row, faults: _conversations(row, turns, messages, faults))
     if name == "prompt_completion":

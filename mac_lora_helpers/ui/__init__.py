@@ -1,17 +1,20 @@
 """What a person sees: tables, coloured tokens, figures (matplotlib) and forms (ipywidgets).
 
-Plain data goes in; a table, a figure or a form comes out. Nothing here trains, loads or decides. matplotlib is loaded
-with the first figure, so that tables can be shown without it.
+Nothing here trains or decides. What a form or a figure asks of a stage is imported when it is asked; matplotlib is loaded
+with the first figure.
 """
 
 import importlib
 from typing import Any
 
+from mac_lora_helpers.text import size
 from mac_lora_helpers.ui.ask import ask_box
-from mac_lora_helpers.ui.forms import config_form, fit_form
+from mac_lora_helpers.ui.form import config_form
+from mac_lora_helpers.ui.memory_form import training_form
 from mac_lora_helpers.ui.progress import Progress
+from mac_lora_helpers.ui.settings import settings_table
 from mac_lora_helpers.ui.stopping import stoppable
-from mac_lora_helpers.ui.tables import Table, answers_table, audit_table, checks_table, config_table, files_table, size, training_table
+from mac_lora_helpers.ui.tables import Table, answers_table, audit_table, checks_table, files_table, training_table
 from mac_lora_helpers.ui.tokens import TokenBrowser, TokenView, token_browser
 
 _FIGURES = ("LiveLoss", "comparison_figure", "data_figure", "equivalence_figure", "loss_figure")
@@ -29,16 +32,16 @@ __all__ = [
     "checks_table",
     "comparison_figure",
     "config_form",
-    "config_table",
     "data_figure",
     "equivalence_figure",
     "files_table",
-    "fit_form",
     "loss_figure",
     "memory_figure",
+    "settings_table",
     "size",
     "stoppable",
     "token_browser",
+    "training_form",
     "training_table",
 ]
 

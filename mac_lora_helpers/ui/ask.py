@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import threading
 import time
 import weakref
@@ -12,32 +11,40 @@ from typing import Any
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import UserError
-from mac_lora_helpers.ui.parts import Shown, button, column, headless, note, row
+from mac_lora_helpers.ui.parts import TEXT, Shown, button, column, escape, headless, note, row
 
 #: Shortest time between two updates of an answer, in seconds.
 EVERY = 0.1
 VOICES = ("base", "tuned")
 
 
-def ask_box(trained: Any, config: Config, stream: Callable[..., Iterable[str]]) -> AskBox | None:
+def ask_box(trained: Any, config: Config) -> AskBox | None:
     """A box for questions, or ``None`` in a headless run.
 
     Args:
-        trained: the loaded model, handed to ``stream``.
+        trained: the loaded model with its adapter.
         config: its first question is ``config.prompt``; length and sampling are read anew for each question.
-        stream: ``evaluation.stream``: called as ``stream(trained, question, config, "base" | "tuned")``, gives pieces of text.
     """
-    return None if headless() else AskBox(trained, config, stream)
+    if headless():
+        return None
+    from mac_lora_helpers.evaluation import stream
+
+    return AskBox(lambda question, voice: stream(trained, question, config, voice), config.prompt)
 
 
 class AskBox(Shown):
-    """Question, Ask, Cancel, two answers. Waits for nobody; a cell that starts cancels an answer under way."""
+    """Question, Ask, Cancel, two answers. Waits for nobody; a cell that starts cancels an answer under way.
 
-    def __init__(self, trained: Any, config: Config, stream: Callable[..., Iterable[str]]) -> None:
+    Args:
+        stream: called as ``stream(question, "base" | "tuned")``, gives pieces of text.
+        prompt: the first question.
+    """
+
+    def __init__(self, stream: Callable[[str, str], Iterable[str]], prompt: str) -> None:
         import ipywidgets as widgets
 
-        self.trained, self.config, self.stream = trained, config, stream
-        self.question = widgets.Text(value=config.prompt, description="question", layout=widgets.Layout(width="min(44em, 100%)"))
+        self.stream = stream
+        self.question = widgets.Text(value=prompt, description="question", layout=widgets.Layout(width="min(44em, 100%)"))
         self.question.on_msg(self._entered)
         self.ask_button = button("Ask both", "asks base and tuned model; Enter in the question does the same", self.ask, "primary")
         self.cancel_button = button("Cancel", "stops after the next piece of text", self.cancel)
@@ -104,7 +111,7 @@ class AskBox(Shown):
         """The stream until it is cancelled; leaving it ends the generation."""
         if self._cancelled.is_set():
             return
-        for piece in self.stream(self.trained, question, self.config, voice):
+        for piece in self.stream(question, voice):
             yield piece
             if self._cancelled.is_set():
                 return
@@ -114,7 +121,7 @@ class AskBox(Shown):
 
     def static_html(self) -> str:
         """The question and the answers so far."""
-        return f"<p>{html.escape(self.question.value)}</p>" + "".join(_answer(voice, text) for voice, text in self._texts.items())
+        return f"<p {TEXT}>{escape(self.question.value)}</p>" + "".join(_answer(voice, text) for voice, text in self._texts.items())
 
     def static_text(self) -> str:
         """The same as text."""
@@ -131,8 +138,8 @@ def _answer(voice: str, text: str, end: str = "") -> str:
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;min-height:2.8em"
     frame = "border:1px solid rgba(128,128,128,.5);border-radius:4px;padding:6px 10px"
     return (
-        f"<div style='{frame}' role='group' aria-label='answer of {voice}'><div style='font-weight:600'>{voice}</div>"
-        f"<div style='{style}'>{html.escape(text)}{html.escape(end)}</div></div>"
+        f"<div {TEXT} style='{frame}' role='group' aria-label='answer of {voice}'><div style='font-weight:600'>{voice}</div>"
+        f"<div style='{style}'>{escape(text)}{escape(end)}</div></div>"
     )
 
 

@@ -6,6 +6,11 @@ import html
 import os
 from typing import Any
 
+from mac_lora_helpers.text import visible
+
+#: Attribute of whatever shows text: JupyterLab takes "$5 for tea and $10" for a formula where this does not forbid it.
+TEXT = 'class="mathjax_ignore tex2jax_ignore"'
+
 #: Translucent grounds with the theme's own text colour read on light and dark; each carries a sign or a word as well.
 _TONES = {
     "plain": "opacity:.8",
@@ -45,7 +50,12 @@ class Shown:
 def note(text: str, tone: str = "plain", live: bool = False) -> str:
     """One line beside a field, escaped; ``live`` lines are read out when they change."""
     role = " role='status'" if live else ""
-    return f"<div{role} style='line-height:1.35;white-space:normal;{_TONES[tone]}'>{html.escape(text)}</div>"
+    return f"<div {TEXT}{role} style='line-height:1.35;white-space:normal;{_TONES[tone]}'>{escape(text)}</div>"
+
+
+def escape(text: str) -> str:
+    """Text as HTML shows it: markup as text, control characters as what they are."""
+    return html.escape(visible(text))
 
 
 def heading(text: str) -> Any:
@@ -78,11 +88,3 @@ def button(text: str, tooltip: str, on_click: Any, style: str = "") -> Any:
     made = widgets.Button(description=text, tooltip=tooltip, button_style=style, layout=widgets.Layout(width="auto", flex="0 0 auto"))
     made.on_click(lambda _: on_click())
     return made
-
-
-def text_area(name: str, rows: int) -> Any:
-    """Text to select and copy, under its name."""
-    import ipywidgets as widgets
-
-    layout = widgets.Layout(width="min(60em, 100%)", height="auto")
-    return widgets.Textarea(description=name, rows=rows, layout=layout, style={"description_width": "8em"})

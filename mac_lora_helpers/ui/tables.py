@@ -5,9 +5,11 @@ All cell text is escaped: data of the user's is shown, never rendered.
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from mac_lora_helpers.text import size, visible
+from mac_lora_helpers.ui.parts import TEXT, escape
 
 #: Marks carry a word as well as a colour, so that they can be told apart without seeing colour.
 MARKS = {
@@ -38,7 +40,7 @@ class Marked(str):
     def html(self) -> str:
         """Escaped; the marked pieces are bold as well as coloured, for readers who cannot tell the colours."""
         style = "background:rgba(0,114,178,.28);color:inherit;font-weight:600"
-        return "".join(html.escape(text) if plain else f"<mark style='{style}'>{html.escape(text)}</mark>" for text, plain in self.pieces)
+        return "".join(escape(text) if plain else f"<mark style='{style}'>{escape(text)}</mark>" for text, plain in self.pieces)
 
 
 class Table:
@@ -63,21 +65,19 @@ class Table:
         return cls(columns, [[row[name] for name in columns] for row in rows], title, note)
 
     def __repr__(self) -> str:
-        lines = [[MARKS.get(value, (value, ""))[0].replace("\n", " ⏎ ") for value in row] for row in self.rows]
+        lines = [[visible(MARKS.get(value, (value, ""))[0].replace("\n", " ⏎ ")) for value in row] for row in self.rows]
         widths = [min(60, max(len(row[i]) for row in [self.columns, *lines])) for i in range(len(self.columns))]
         rendered = ["  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in lines]
         head = "  ".join(name.ljust(width) for name, width in zip(self.columns, widths, strict=True)).rstrip()
         return "\n".join(part for part in [self.title, head, "-" * len(head), *rendered, self.note] if part)
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th scope="col" style="{_CELL}">{html.escape(name)}</th>' for name in self.columns)
+        head = "".join(f'<th scope="col" style="{_CELL}">{escape(name)}</th>' for name in self.columns)
         body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in self.rows)
-        caption = (
-            f"<caption style='text-align:left;font-weight:600;padding:4px 0'>{html.escape(self.title)}</caption>" if self.title else ""
-        )
-        note = f"<div style='padding:4px 0'>{html.escape(self.note)}</div>" if self.note else ""
+        caption = f"<caption style='text-align:left;font-weight:600;padding:4px 0'>{escape(self.title)}</caption>" if self.title else ""
+        note = f"<div {TEXT} style='padding:4px 0'>{escape(self.note)}</div>" if self.note else ""
         table = f"<table style='border-collapse:collapse'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"<div style='overflow-x:auto'>{table}</div>{note}"
+        return f"<div {TEXT} style='overflow-x:auto'>{table}</div>{note}"
 
 
 def _cell(value: str) -> str:
@@ -88,7 +88,7 @@ def _cell(value: str) -> str:
         badge = f"background:{colour};color:#fff;border-radius:4px;padding:1px 6px;white-space:nowrap"
         return f'<td style="{_CELL}"><span style="{badge}">{text}</span></td>'
     style = _CELL.replace("pre-wrap", "nowrap") if len(value) <= _SHORT and "\n" not in value else _CELL
-    return f'<td style="{style}">{html.escape(value)}</td>'
+    return f'<td style="{style}">{escape(value)}</td>'
 
 
 def _text(value: Any) -> str:
@@ -109,22 +109,6 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def size(count: float) -> str:
-    """Bytes as people write them, decimal units: ``7.4 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def config_table(config: Any, names: Iterable[str]) -> Table:
-    """The parameters of a stage: value, where it came from, what it means."""
-    fields = type(config).model_fields
-    rows = [(name, str(getattr(config, name)) or "(empty)", config.source_of(name), fields[name].description) for name in names]
-    return Table(["parameter", "value", "from", "meaning"], rows)
-
-
 def checks_table(checks: Iterable[Any]) -> Table:
     """Findings with a status: anything with ``name``, ``status``, ``detail`` and ``fix``."""
     return Table(["check", "status", "finding", "to do"], [(c.name, c.status, c.detail, c.fix) for c in checks])
@@ -136,22 +120,17 @@ def passed_table(rows: Iterable[tuple[str, bool | None, str]], title: str = "") 
     return Table(["what success looks like", "result", "check"], [(name, words[held], why) for name, held, why in rows], title)
 
 
-def answers_table(
-    answers: Sequence[Mapping[str, Any]], mark: Callable[[str, str], Sequence[tuple[str, bool]]] | None = None, limit: int = 8
-) -> Table:
-    """Base and tuned answers side by side; whether the tuned one equals the expected one stands beside it.
+def answers_table(answers: Sequence[Mapping[str, Any]], limit: int = 8) -> Table:
+    """Base and tuned answers side by side; what the base does not say is marked, and whether the expected answer was given is said."""
+    from mac_lora_helpers.evaluation import mark_difference
 
-    Args:
-        mark: (tuned, base) → pieces of the tuned answer, each with whether the base says it too; the others are marked.
-    """
     rows = []
     for answer in answers[:limit]:
         hit = "=" if answer["expected"] is not None and answer["tuned"].strip() == str(answer["expected"]).strip() else "≠"
-        tuned = Marked.of(mark(answer["tuned"], answer["base"])) if mark else answer["tuned"]
+        tuned = Marked.of(mark_difference(answer["tuned"], answer["base"]))
         rows.append((answer["prompt"], answer["base"], tuned, hit, answer["expected"]))
     note = f"{min(limit, len(answers))} of {len(answers)} held-out examples. = tuned answer equals the expected one, ≠ it differs."
-    note += " Marked: what the base does not say." if mark else ""
-    return Table(["question", "base", "tuned", "", "expected"], rows, note=note)
+    return Table(["question", "base", "tuned", "", "expected"], rows, note=f"{note} Marked: what the base does not say.")
 
 
 def files_table(files: Iterable[Mapping[str, Any]], title: str = "") -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mac_lora_helpers.ui.parts import Shown, button, column, headless, note, row
+from mac_lora_helpers.text import visible
+from mac_lora_helpers.ui.parts import TEXT, Shown, button, column, escape, headless, note, row
 
 #: Translucent backgrounds read on light and dark themes; trained tokens are underlined as well, for readers who cannot tell the colours.
 _STYLES = {
@@ -34,7 +34,7 @@ class TokenView:
 
     def __repr__(self) -> str:
         text = "".join(f"[{p.text}]" if p.kind == "trained" else p.text for p in self.pieces)
-        return f"{self.title}\n{text}\n[…] = trained"
+        return visible(f"{self.title}\n{text}\n[…] = trained")
 
     def _repr_html_(self) -> str:
         spans = "".join(_span(piece) for piece in self.pieces)
@@ -42,30 +42,34 @@ class TokenView:
         patch = "padding:1px 5px;margin-right:8px;display:inline-block"
         legend = " ".join(f"<span style='{_STYLES[kind]};{patch}'>{_MEANING[kind]}</span>" for kind in used)
         body = f"<div style='font-family:monospace;line-height:1.9;white-space:pre-wrap;overflow-wrap:anywhere'>{spans}</div>"
-        return f"<div><div style='font-weight:600'>{html.escape(self.title)}</div>{body}<div style='padding-top:6px'>{legend}</div></div>"
+        title = f"<div style='font-weight:600'>{escape(self.title)}</div>"
+        return f"<div {TEXT}>{title}{body}<div style='padding-top:6px'>{legend}</div></div>"
 
 
-def token_browser(encoded: Any, tokenizer: Any, view: Callable[..., Sequence[Any]], split: str = "train") -> TokenBrowser | TokenView:
-    """Rows to step through, or in a headless run the first one.
+def token_browser(encoded: Any, tokenizer: Any, split: str = "train") -> TokenBrowser | TokenView:
+    """Rows of notebook 02 to step through, or in a headless run the first one.
 
     Args:
-        encoded: has ``splits``, name → rows.
-        tokenizer: handed to ``view``.
-        view: ``data.token_view``: called as ``view(encoded, tokenizer, split, row)``.
+        encoded: what ``data.encode`` made.
+        tokenizer: the one it was made with.
         split: the one to begin with.
     """
-    if headless():
-        return TokenView(view(encoded, tokenizer, split, 0), title=f"{split}, row 0")
-    return TokenBrowser(encoded, tokenizer, view, split)
+    return _view(encoded, tokenizer, split, 0) if headless() else TokenBrowser(encoded, tokenizer, split)
+
+
+def _view(encoded: Any, tokenizer: Any, split: str, number: int) -> TokenView:
+    from mac_lora_helpers.data import token_view
+
+    return TokenView(token_view(encoded, tokenizer, split, number), title=f"{split}, row {number}")
 
 
 class TokenBrowser(Shown):
     """A split, a row number, previous and next; the arrow keys in the number step as well."""
 
-    def __init__(self, encoded: Any, tokenizer: Any, view: Callable[..., Sequence[Any]], split: str = "train") -> None:
+    def __init__(self, encoded: Any, tokenizer: Any, split: str = "train") -> None:
         import ipywidgets as widgets
 
-        self._view = lambda split, number: view(encoded, tokenizer, split, number)
+        self._view = lambda split, number: _view(encoded, tokenizer, split, number)
         self.counts = {name: len(rows) for name, rows in encoded.splits.items() if len(rows)}
         narrow = {"description_width": "auto"}
         self.split = widgets.Dropdown(options=list(self.counts), value=split, description="split", style=narrow, layout=_fixed("11em"))
@@ -91,7 +95,7 @@ class TokenBrowser(Shown):
     def _show(self) -> None:
         self.previous.disabled, self.next.disabled = self.number.value == 0, self.number.value == self.number.max
         self.status.value = note(f"of 0 to {self.number.max:,}")
-        self.view = TokenView(self._view(self.split.value, self.number.value), title=f"{self.split.value}, row {self.number.value}")
+        self.view = self._view(self.split.value, self.number.value)
         self.shown.value = self.view._repr_html_()
 
     def static_html(self) -> str:
@@ -110,5 +114,5 @@ def _fixed(width: str) -> Any:
 
 
 def _span(piece: Any) -> str:
-    text = html.escape(piece.text).replace("\r", "␍").replace("\t", "⇥\t").replace("\n", "⏎\n")
+    text = escape(piece.text.replace("\r", "␍")).replace("\t", "⇥\t").replace("\n", "⏎\n")
     return f"<span title='id {int(piece.id)}' style='{_STYLES[piece.kind]};margin-right:1px'>{text or '∅'}</span>"

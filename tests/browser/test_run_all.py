@@ -57,7 +57,7 @@ def test_03_values_typed_here_are_trained_with_and_the_bar_moves(desk):
     page.wait_for_function("(old) => !document.querySelector(`[aria-label='${old}']`)", arg=before)
     jupyter.type_into(page, "lora_r", "8")
     jupyter.type_into(page, "max_steps", "60")
-    notebook.get_by_text("preset smoke: 200").and_(notebook.get_by_text("set here")).wait_for()
+    notebook.get_by_text("preset smoke: 200").and_(notebook.get_by_text("typed into a form")).wait_for()
     _stop_the_training(notebook, page)
     (said,) = jupyter.errors(page)
     assert "TrainingInterrupted" in said

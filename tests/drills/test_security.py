@@ -199,13 +199,11 @@ def test_token_views_show_markup_as_text(a, title):
 @bounded
 @given(MARKUP, MARKUP, MARKUP)
 def test_answers_show_markup_as_text(prompt, base, tuned):
-    from mac_lora_helpers.evaluation.answers import mark_difference
-
     answer = {"prompt": prompt, "base": base, "tuned": tuned, "expected": base}
-    markup = ui.answers_table([answer], mark=mark_difference)._repr_html_()
+    markup = ui.answers_table([answer])._repr_html_()
     seen = Seen(markup)
     assert set(seen.tags) <= OURS
-    assert seen.attributes <= {"style", "scope"}
+    assert seen.attributes <= {"style", "scope", "class"}
     assert not seen.others
 
 

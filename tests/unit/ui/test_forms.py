@@ -1,11 +1,10 @@
-"""Forms: what is refused, what is marked, and that the text to take along gives the same config again."""
+"""Forms: what is refused, what is kept for the next run, and that the command gives the same config again."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
-import threading
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -13,12 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mac_lora_helpers import ui
-from mac_lora_helpers.config import Config, parameter_info, preset_values, resolve
+from mac_lora_helpers.config import CONSENT, Config, configure, parameter_info, preset_values, resolve
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.ui import idle
-from mac_lora_helpers.ui.forms import fields, fit, recipe
+from mac_lora_helpers.ui.settings import allowed, command, settings_table
 
-NAMES = ["preset", "model_id", "max_steps", "learning_rate", "lora_r", "push", "dtype", "prompt"]
+NAMES = ["preset", "out_dir", "model_id", "max_steps", "learning_rate", "lora_r", "push", "dtype", "prompt"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,91 +24,203 @@ def _somebody_is_there(monkeypatch):
     monkeypatch.delenv("MAC_LORA_HEADLESS", raising=False)
 
 
-def form_over(explicit=None, names=NAMES):
-    config = resolve(explicit or {}, {})
-    return config, ui.config_form(config, names)
+@pytest.fixture
+def opened(tmp_path, monkeypatch):
+    """Opens a notebook with a form, as Run All does: in a folder of its own, with what an earlier run kept there."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_all(cell=None, env=None, names=NAMES):
+        config = configure(cell or {}, env or {})
+        return config, ui.config_form(config, names)
+
+    return run_all
 
 
-def test_a_headless_run_has_no_form(monkeypatch):
+def type_into(form, **values):
+    for name, value in values.items():
+        form.fields[name].widget.value = value
+
+
+def test_a_headless_run_shows_the_settings_and_reads_no_draft(opened, monkeypatch):
+    type_into(opened()[1], max_steps=7)
     monkeypatch.setenv("MAC_LORA_HEADLESS", "1")
-    assert ui.config_form(resolve({}, {}), ["max_steps"]) is None
-    assert ui.fit_form(resolve({}, {}), ["max_steps"], fit=None) is None
-    assert ui.ask_box(None, None, None) is None
+    config, shown = opened()
+    assert config.max_steps == 200
+    assert isinstance(shown, ui.Table)
+    assert [row[0] for row in shown.rows] == NAMES
+    assert ui.ask_box(None, config) is None
 
 
-def test_every_parameter_can_stand_in_a_form():
-    config, form = form_over(names=list(Config.model_fields))
-    assert list(form.fields) == list(Config.model_fields)
+def test_every_parameter_can_stand_in_a_form(opened):
+    config, form = opened(names=list(Config.model_fields))
     for name, field in form.fields.items():
         assert field.widget.description == name
         assert parameter_info(name)["help"] in field.widget.tooltip
         assert field.widget.value == getattr(config, name)
 
 
-def test_values_that_papermill_or_the_environment_set_survive_the_form():
-    config = resolve({"max_steps": 3}, {"LORA_R": "4"})
-    form = ui.config_form(config, NAMES)
-    assert (config.max_steps, config.lora_r) == (3, 4)
-    assert (config.source_of("max_steps"), config.source_of("lora_r")) == ("parameter", "environment")
-    assert (form.fields["max_steps"].widget.value, form.fields["lora_r"].widget.value) == (3, 4)
-
-
-def test_a_value_that_does_not_fit_is_refused_in_place_and_the_kept_one_shown():
-    config, form = form_over()
-    for name, bad, kept in [("learning_rate", -1.0, 2e-4), ("lora_r", 0, 16), ("model_id", "", "embedded"), ("max_steps", 10**9, 200)]:
+def test_what_does_not_fit_is_refused_in_place_with_what_is_allowed(opened):
+    config, form = opened(names=[*NAMES, "metric", "job_timeout"])
+    bad = {
+        "learning_rate": (-1.0, "more than 0, at most 1"),
+        "lora_r": (0, "at least 1, at most 512"),
+        "max_steps": (10**9, "at most 10,000,000"),
+        "model_id": ("", "must not be empty"),
+        "metric": ("exact", "one of exact_match, contains, valid_json, token_f1, or module:function"),
+        "job_timeout": ("long", "for example 90m or 2h"),
+    }
+    for name, (value, words) in bad.items():
+        kept = getattr(config, name)
+        type_into(form, **{name: value})
         field = form.fields[name]
-        field.widget.value = bad
         assert getattr(config, name) == kept == field.widget.value
         assert "refused" in field.message.value
-        assert f"kept {kept!s}" in field.message.value
-        assert config.source_of(name) != "form"
-    form.fields["lora_r"].widget.value = 8
+        assert words in field.message.value
+        assert f"kept {kept}" in field.message.value
+        assert not config.asked(name)
+    type_into(form, lora_r=8)
     assert "refused" not in form.fields["lora_r"].message.value
-    assert config.lora_r == 8
 
 
-def test_what_differs_is_marked_in_words_and_can_be_taken_back():
-    config, form = form_over()
-    field = form.fields["max_steps"]
-    assert field.reset.layout.display == "none"
-    field.widget.value = 7
-    assert "● changed, set here; preset smoke: 200" in field.message.value
-    assert "● 1 of 8 values differ" in form.status.value
-    assert field.reset.layout.display == ""
-    field.reset.click()
-    assert (config.max_steps, field.widget.value, config.source_of("max_steps")) == (200, 200, "preset")
-    assert "changed" not in field.message.value
-    assert "no value differs" in form.status.value
+def test_what_is_typed_is_there_after_run_all_and_in_the_next_notebook(opened):
+    typed = {"max_steps": 7, "learning_rate": 1e-3, "prompt": 'it\'s "$5" <b>', "dtype": "bfloat16", "model_id": "~/models/mine"}
+    type_into(opened()[1], **typed)
+    config, form = opened()
+    assert {name: getattr(config, name) for name in typed} == typed
+    assert {name: form.fields[name].widget.value for name in typed} == typed
+    assert {config.source_of(name) for name in typed} == {"draft"}
+    assert "● typed into a form; preset smoke: 200" in form.fields["max_steps"].message.value
+    assert settings_table(config, ["max_steps"]).rows[0][:3] == ["max_steps", "7", "● preset smoke has 200; typed into a form"]
+    assert opened(names=["model_id"])[0].model_id == "~/models/mine"
 
 
-def test_hostile_text_stays_text():
-    form = form_over()[1]
-    form.fields["prompt"].widget.value = "<img src=x onerror=alert(1)>"
-    for widget in (form.fields["prompt"].message, form.status, form.effective):
-        assert "<img" not in widget.value
-    assert "<img" not in form.static_html()
+def test_one_click_drops_what_was_typed_and_one_a_single_value(opened):
+    config, form = opened({"max_steps": 3})
+    assert form.drop.layout.display == form.fields["max_steps"].reset.layout.display == "none"
+    type_into(form, preset="local", max_steps=7, lora_r=4)
+    form.fields["max_steps"].reset.click()
+    assert (config.max_steps, config.source_of("max_steps"), opened()[0].max_steps) == (3, "parameter", -1)
+    form.drop.click()
+    assert (config.preset, config.lora_r, config.model_id) == ("smoke", 16, "embedded")
+    assert "nothing was typed here" in form.status.value
+    assert opened()[0].model_dump() == resolve({}, {}).model_dump()
 
 
-def test_a_preset_fills_the_fields_and_all_that_nobody_set():
-    config, form = form_over({"max_steps": 3, "seed": 9})
-    form.fields["preset"].widget.value = "local"
+def test_the_caller_and_the_environment_come_first_and_the_form_says_so(opened):
+    config, form = opened({"max_steps": 3}, {"LORA_R": "4"})
+    assert (form.fields["max_steps"].widget.value, form.fields["lora_r"].widget.value) == (3, 4)
+    type_into(form, max_steps=7, lora_r=8)
+    assert (config.max_steps, config.lora_r) == (7, 8)
+    assert "at Run All the value set in the environment counts again" in form.fields["lora_r"].message.value
+    config, form = opened({"max_steps": 3}, {"LORA_R": "4"})
+    assert (config.max_steps, config.lora_r) == (3, 4)
+    assert "7, typed into a form, does not count beside it" in form.fields["max_steps"].message.value
+    assert "8, typed into a form, does not count beside it" in form.fields["lora_r"].message.value
+
+
+def test_a_preset_changes_what_nobody_set_and_says_it_before_and_after(opened):
+    config, form = opened({"seed": 9})
+    type_into(form, max_steps=7)
+    field = form.fields["preset"]
+    assert "local would change model_id to Qwen/Qwen2.5-0.5B-Instruct" in field.message.value
+    assert "max_steps to" not in field.message.value
+    type_into(form, preset="local")
     local = preset_values("local")
-    assert {name: getattr(config, name) for name in NAMES} == {name: local[name] for name in NAMES}
-    assert config.max_new_tokens == local["max_new_tokens"]
-    assert config.seed == 9
+    assert {n: v for n, v in config.model_dump().items() if v != local[n]} == {"max_steps": 7, "seed": 9}
+    assert "changed model_id to Qwen/Qwen2.5-0.5B-Instruct" in field.message.value
+    assert "as you set them stay seed, max_steps" in field.message.value
     assert form.fields["model_id"].widget.value == local["model_id"]
-    form.presets["smoke"].click()
-    assert config.preset == form.fields["preset"].widget.value == "smoke"
-    assert config.max_steps == 200
+    assert opened({"seed": 9})[0].model_dump() == config.model_dump()
 
 
-def test_a_form_of_a_later_notebook_fills_values_and_keeps_the_runs_preset():
-    config, form = form_over(names=["max_steps", "lora_r"])
-    form.fill("local")
-    assert (config.preset, config.max_steps, config.model_id) == ("smoke", -1, "embedded")
-    assert "preset smoke; ● 1 of 2" in form.status.value
-    form.fill("smoke")
-    assert config.max_steps == 200
+def test_another_run_directory_is_taken_at_run_all_and_a_foreign_one_refused(opened, tmp_path):
+    config, form = opened()
+    type_into(form, out_dir="outputs/other", max_steps=7)
+    assert "counts from Run All on" in form.fields["out_dir"].message.value
+    config, form = opened()
+    assert (config.out_dir, config.max_steps) == ("outputs/other", 7)
+    (tmp_path / "a_file").write_text("mine")
+    type_into(form, out_dir="a_file")
+    assert "a_file refused" in form.fields["out_dir"].message.value
+    assert config.out_dir == "outputs/other"
+    assert f"relative names start in {tmp_path}" in form.fields["out_dir"].message.value
+
+
+def test_consent_is_kept_nowhere(opened, tmp_path):
+    config, form = opened(names=list(Config.model_fields))
+    type_into(form, **dict.fromkeys(CONSENT, True), lora_r=4)
+    assert all(getattr(config, name) for name in CONSENT)
+    assert "asked for anew" in form.fields["push"].message.value
+    draft = tmp_path / config.out_dir / "draft.json"
+    assert json.loads(draft.read_text()) == {"lora_r": 4}
+    draft.write_text(json.dumps({**dict.fromkeys(CONSENT, True), "lora_r": 5, "no_such": 1}))
+    config = opened()[0]
+    assert config.lora_r == 5
+    assert not any(getattr(config, name) for name in CONSENT)
+
+
+def test_a_secret_is_refused_and_shown_nowhere(opened, tmp_path):
+    secret = "hf_" + "a1" * 12
+    config, form = opened()
+    type_into(form, prompt=f"use {secret}")
+    assert "looks like a secret (Hugging Face token)" in form.fields["prompt"].message.value
+    assert secret not in form.fields["prompt"].message.value + form.fields["prompt"].widget.value
+    assert not config.asked("prompt")
+    assert not list(tmp_path.rglob("draft.json"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"max_steps"', '{"max_steps": "many"}', "[" * 5000, b"\xff"])
+def test_a_damaged_draft_is_refused_by_name(opened, tmp_path, content):
+    folder = tmp_path / "outputs" / "local-lora"
+    folder.mkdir(parents=True)
+    (folder / "draft.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=r"draft\.json"):
+        opened()
+
+
+def test_what_cannot_be_kept_counts_all_the_same_and_the_form_says_so(opened, tmp_path):
+    config, form = opened()
+    (tmp_path / "outputs").write_text("a file where the run directory would lie")
+    type_into(form, lora_r=4)
+    assert config.lora_r == 4
+    assert "it counts here, but is not kept for the next run" in form.status.value
+
+
+def test_two_open_notebooks_keep_each_others_values(opened):
+    _, first = opened(names=["model_id"])
+    _, second = opened(names=["lora_r"])
+    type_into(first, model_id="mine")
+    type_into(second, lora_r=4)
+    config = opened()[0]
+    assert (config.model_id, config.lora_r) == ("mine", 4)
+
+
+def test_a_later_notebook_keeps_what_the_run_was_made_with_and_says_what_was_typed_since(opened):
+    type_into(opened(names=["max_seq_length"])[1], max_seq_length=256)
+    saved = resolve({"max_seq_length": 64}, {}).model_dump()
+    config = opened()[0].inherit(saved, "data", made_by="02")
+    assert config.max_seq_length == 64
+    (row,) = settings_table(config, ["max_seq_length"]).rows
+    assert "from an earlier notebook; 256, typed into a form, does not count beside it: run the notebook" in row[2]
+    assert config.draft is not None
+
+
+def test_hostile_text_stays_text(opened):
+    form = opened()[1]
+    form.all.value = True
+    type_into(form, prompt="<img src=x onerror=alert(1)> \" '")
+    for shown in (form.fields["prompt"].message.value, form.status.value, form.table.value, form.command.value, form.static_html()):
+        assert "<img" not in shown
+        assert "&lt;img" in shown or shown == form.status.value or shown == form.fields["prompt"].message.value
+
+
+def test_bounds_and_choices_in_words():
+    assert [allowed(name) for name in ("max_steps", "valid_share", "dtype", "prompt")] == [
+        "at most 10,000,000",
+        "at least 0, less than 0.5",
+        "float32, bfloat16, float16",
+        "",
+    ]
 
 
 def command_line(text, env):
@@ -140,7 +250,6 @@ explicit = st.fixed_dictionaries(
         "data_files": texts,
         "max_steps": st.integers(-5, 500),
         "learning_rate": st.floats(1e-9, 1),
-        "lora_dropout": st.floats(0, 0.99),
         "push": st.booleans(),
         "dtype": st.sampled_from(["float32", "bfloat16"]),
         "text_field": st.sampled_from(["", "text", "null", "1.5"]),
@@ -152,180 +261,16 @@ explicit = st.fixed_dictionaries(
 @given(explicit)
 def test_the_command_gives_the_same_config(values):
     config = resolve(values, {})
-    assert config_of_command(recipe.command(config)).model_dump() == config.model_dump()
+    assert config_of_command(command(config)).model_dump() == config.model_dump()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(explicit)
-def test_the_yaml_gives_the_same_config_through_papermills_own_reader(tmp_path_factory, values):
-    from papermill.iorw import read_yaml_file
-    from papermill.translators import PythonTranslator
-
-    file = tmp_path_factory.mktemp("yaml") / "parameters.yaml"
-    config = resolve(values, {})
-    file.write_text(recipe.papermill_yaml(config), encoding="utf-8")
-    injected = {}
-    exec(PythonTranslator.codify(read_yaml_file(str(file))), injected)  # noqa: S102  the cell that papermill injects
-    injected.pop("__builtins__")
-    assert resolve(injected, {}).model_dump() == config.model_dump()
-
-
-def test_only_what_differs_is_told():
-    config = resolve({"max_steps": 200, "lora_r": 8}, {})
-    assert shlex.split(recipe.command(config)) == ["mac-lora", "run", "--preset", "smoke", "-p", "lora_r", "8"]
-    assert recipe.papermill_yaml(config) == "preset: smoke\nlora_r: 8\n"
-
-
-def test_what_the_environment_would_decide_is_told(monkeypatch):
-    config = resolve({}, {})
+def test_the_command_follows_the_form_and_tells_what_the_environment_would_decide(opened, monkeypatch):
+    config, form = opened()
+    type_into(form, max_steps=5)
+    assert "mac-lora run --preset smoke -p max_steps 5</code>" in form.command.value
+    assert shlex.split(command(config))[3:] == ["smoke", "-p", "max_steps", "5"]
     monkeypatch.setenv("LORA_R", "64")
-    assert config_of_command(recipe.command(config), env={"LORA_R": "64"}).lora_r == 16
-
-
-def test_the_text_to_take_along_follows_the_form():
-    form = form_over()[1]
-    form.fields["max_steps"].widget.value = 5
-    assert form.command.value.endswith("-p max_steps 5")
-    assert "max_steps: 5" in form.yaml.value
-    assert "● 200" in form.effective.value
-
-
-def test_a_page_without_widgets_still_reads(tmp_path):
-    """A stored notebook as nbconvert shows it: the values as a table, no dead widget in their place."""
-    from nbconvert import HTMLExporter
-
-    form = form_over({"max_steps": 5})[1]
-    bundle = form._repr_mimebundle_()
-    output = nbformat.v4.new_output("display_data", data=json.loads(json.dumps(bundle)))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("form", outputs=[output])])
-    page, _ = HTMLExporter().from_notebook_node(notebook)
-    assert "● 200" in page
-    assert "max_steps" in page
-    assert "max_steps" in bundle["text/plain"]
-
-
-GOOD = {"parts": {"weights": 10, "activations": 20, "runtime": 5}, "steps": 4, "step_seconds": 2.0, "total_seconds": 8.0}
-
-
-def asked(config):
-    if config.dtype == "float16":
-        raise InputError("no float16 here", fix="float32")
-    total = 1000 * config.lora_r
-    fits = total <= 20_000
-    return SimpleNamespace(**GOOD, total_bytes=total, available_bytes=20_000, fits=fits, advice=[] if fits else ["lora_r=16 <b>"])
-
-
-def test_the_bar_follows_and_a_bad_value_leaves_the_last_good_one():
-    config = resolve({}, {})
-    form = ui.fit_form(config, ["lora_r", "dtype"], asked)
-    assert "✓ fits: needs about 16.0 kB of the 20.0 kB" in form.bar.value
-    form.fields["lora_r"].widget.value = 32
-    assert "✗ does not fit: needs about 32.0 kB" in form.bar.value
-    assert "to do: lora_r=16 &lt;b&gt;" in form.bar.value
-    before = form.bar.value
-    form.fields["lora_r"].widget.value = -3
-    assert form.bar.value == before
-    form.fields["dtype"].widget.value = "float16"
-    assert "not predicted for these values: no float16 here" in form.bar.value
-    assert "✗ does not fit: needs about 32.0 kB" in form.bar.value
-    form.fields["dtype"].reset.click()
-    assert form.bar.value == before
-
-
-def test_while_a_slow_answer_is_counted_the_last_one_stays_with_a_word():
-    seen, forms = [], []
-
-    def slow(config):
-        seen.extend(form.bar.value for form in forms)
-        return asked(config)
-
-    forms.append(ui.fit_form(resolve({}, {}), ["lora_r"], slow))
-    forms[0].fields["lora_r"].widget.value = 4
-    assert "needs about 16.0 kB" in seen[0]
-    assert "counting …" in seen[0]
-    assert "counting …" not in forms[0].bar.value
-
-
-def test_the_next_answers_are_counted_while_the_kernel_waits(monkeypatch):
-    import asyncio
-
-    monkeypatch.setattr(idle, "PAUSE", 0.01)
-    seen = []
-
-    def ahead(config, lengths):
-        for step in range(3):
-            seen.append((config.lora_r, lengths, step))
-            yield
-
-    async def somebody_at_the_form():
-        form = ui.fit_form(resolve({}, {}), ["lora_r"], lambda config, lengths: asked(config), ahead, lengths=[5])
-        form.fields["lora_r"].widget.value = 4
-        assert seen == []
-        await asyncio.sleep(0.2)
-        form.fields["lora_r"].widget.value = 8
-        form._idle.stop()
-        await asyncio.sleep(0.05)
-
-    asyncio.run(somebody_at_the_form())
-    assert seen == [(4, [5], step) for step in range(3)], "a change drops what was left of the one before, and stop all of it"
-
-
-def test_idle_work_that_fails_or_has_no_loop_is_left():
-    import asyncio
-
-    begun = []
-
-    def fails():
-        begun.append(1)
-        yield
-        raise ValueError("a step that cannot be taken")
-
-    work = idle.Idle(fails)
-
-    async def begins():
-        work.begin()
-        await asyncio.sleep(idle.PAUSE + 5 * idle.BREATH)
-
-    work.begin()
-    beside = threading.Thread(target=lambda: asyncio.run(begins()))
-    beside.start()
-    beside.join()
-    assert begun == []
-
-    async def waits():
-        asyncio.get_running_loop().set_exception_handler(lambda *_: pytest.fail("an error reached the kernel's loop"))
-        await begins()
-
-    asyncio.run(waits())
-    assert begun == [1]
-    assert not work.busy
-
-
-def test_the_bar_is_drawn_to_scale_and_named():
-    shown = fit.bar(asked(SimpleNamespace(dtype="float32", lora_r=40)))
-    assert "left:calc(50.00% - 3px)" in shown
-    assert "aria-label='✗ does not fit" in shown
-    assert "about 8 s (4 steps of 2 s)" in shown
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(3, "3 s"), (89, "89 s"), (600, "10 min"), (12600, "3.5 h")])
-def test_durations(seconds, text):
-    assert fit.duration(seconds) == text
-
-
-def test_bounds_in_words():
-    assert fields.bounds_text(parameter_info("lora_r")) == "at least 1, at most 512"
-    assert fields.bounds_text(parameter_info("max_steps")) == "at most 10,000,000"
-    assert fields.bounds_text(parameter_info("valid_share")) == "at least 0, less than 0.5"
-
-
-def test_many_quick_changes_end_at_the_last():
-    config = resolve({}, {})
-    form = ui.fit_form(config, ["lora_r"], asked)
-    for rank in range(1, 60):
-        form.fields["lora_r"].widget.value = rank
-    assert config.lora_r == 59
-    assert "needs about 59.0 kB" in form.bar.value
+    assert config_of_command(command(config), env={"LORA_R": "64"}).lora_r == 16
 
 
 CELLS = [
@@ -333,23 +278,27 @@ CELLS = [
     "max_steps: int = 200  # optimizer steps",
     "config = configure(globals())\nui.config_form(config, list(type(config).model_fields))",
     "with ui.stoppable('counting', quiet_seconds=0):\n    total = sum(range(1000))",
-    "ui.ask_box(None, config, None)",
+    "ui.ask_box(None, config)",
     "print(config.model_dump_json())",
 ]
 
 
-def test_papermill_runs_through_with_the_form_on_and_its_values_survive(tmp_path):
-    """The YAML of a form, given to papermill as it is given by a user, in a kernel where nobody said headless."""
-    config = resolve({"max_steps": 7, "prompt": 'it\'s "quoted": yes', "lora_dropout": 0.125, "push": True}, {})
+def test_papermill_runs_through_with_the_form_on_and_a_page_without_widgets_still_reads(tmp_path):
+    """In a kernel where nobody said headless; what papermill sets survives the form."""
+    from nbconvert import HTMLExporter
+
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook.cells[1].metadata["tags"] = ["parameters"]
     nbformat.write(notebook, tmp_path / "form.ipynb")
-    (tmp_path / "values.yaml").write_text(recipe.papermill_yaml(config), encoding="utf-8")
-    command = [sys.executable, "-m", "papermill", "form.ipynb", "done.ipynb", "-f", "values.yaml", "--no-progress-bar"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    words = [sys.executable, "-m", "papermill", "form.ipynb", "done.ipynb", "-p", "max_steps", "7", "--no-progress-bar"]
+    done = subprocess.run(words, cwd=tmp_path, env={**os.environ, "LORA_R": "4"}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    cells = nbformat.read(tmp_path / "done.ipynb", as_version=4).cells
-    assert json.loads(cells[-1].outputs[0].text) == json.loads(config.model_dump_json())
-    (form,) = [output for cell in cells for output in cell.outputs if "● differs" in str(output.get("data", {}).get("text/html"))]
+    executed = nbformat.read(tmp_path / "done.ipynb", as_version=4)
+    expected = resolve({"max_steps": 7}, {**os.environ, "LORA_R": "4"})
+    assert json.loads(executed.cells[-1].outputs[0].text) == json.loads(expected.model_dump_json())
+    (form,) = [o for cell in executed.cells for o in cell.outputs if "● preset smoke" in str(o.get("data", {}).get("text/html"))]
     assert "application/vnd.jupyter.widget-view+json" in form["data"]
+    del executed.metadata["widgets"]
+    page, _ = HTMLExporter().from_notebook_node(executed)
+    assert "● preset smoke has 200; set in the parameters cell or by papermill" in page

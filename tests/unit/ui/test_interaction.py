@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from mac_lora_helpers import ui
-from mac_lora_helpers.config import resolve
+from mac_lora_helpers import data, ui
 from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.ui import stopping
+from mac_lora_helpers.ui.ask import AskBox
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +68,18 @@ def test_clicks_are_answered_where_the_browser_asks():
     stopping.hear_while_busy(SimpleNamespace(comm=comm))
 
 
-def words(trained, question, config, voice):
+def asking(stream, prompt="now"):
+    return AskBox(stream, prompt)
+
+
+def words(question, voice):
     if not question.strip():
         raise InputError("there is nothing to ask", fix="write a question")
     yield from [voice, " says ", "<b>", question]
 
 
 def test_both_answer_and_nothing_becomes_markup():
-    box = ui.ask_box(None, resolve({"prompt": "why?"}, {}), words)
+    box = asking(words, "why?")
     box.ask_button.click()
     box.wait(10)
     assert "base says &lt;b&gt;why?" in box.answers["base"].value
@@ -86,7 +90,7 @@ def test_both_answer_and_nothing_becomes_markup():
 
 
 def test_what_cannot_be_asked_is_said_in_place():
-    box = ui.ask_box(None, resolve({}, {}), words)
+    box = asking(words)
     box.question.value = "  "
     box.ask()
     box.wait(10)
@@ -102,7 +106,7 @@ def test_an_unforeseen_error_is_said_too():
         raise RuntimeError("no such layer")
         yield
 
-    box = ui.ask_box(None, resolve({}, {}), broken)
+    box = asking(broken)
     box.ask()
     box.wait(10)
     assert "RuntimeError: no such layer" in box.status.value
@@ -113,7 +117,7 @@ def test_cancel_leaves_the_stream_and_the_next_question_is_answered():
     left = threading.Event()
     arrived = threading.Event()
 
-    def endless(trained, question, config, voice):
+    def endless(question, voice):
         try:
             while question == "long":
                 arrived.set()
@@ -123,7 +127,7 @@ def test_cancel_leaves_the_stream_and_the_next_question_is_answered():
         finally:
             left.set()
 
-    box = ui.ask_box(None, resolve({"prompt": "long"}, {}), endless)
+    box = asking(endless, "long")
     box.ask()
     assert arrived.wait(10)
     box.cancel_button.click()
@@ -149,7 +153,7 @@ def test_a_cell_that_starts_ends_the_answer_under_way():
             begun.set()
             yield "word "
 
-    box = ui.ask_box(None, resolve({}, {}), endless)
+    box = asking(endless)
     box.ask()
     assert begun.wait(10)
     _cancel_all()
@@ -159,12 +163,17 @@ def test_a_cell_that_starts_ends_the_answer_under_way():
 ROWS = {"train": ["a", "b", "c"], "valid": [], "test": ["z"]}
 
 
-def view(encoded, tokenizer, split, number):
-    return [SimpleNamespace(text=encoded.splits[split][number], kind="trained", id=number)]
+@pytest.fixture
+def encoded(monkeypatch):
+    def view(encoded, tokenizer, split, number):
+        return [SimpleNamespace(text=encoded.splits[split][number], kind="trained", id=number)]
+
+    monkeypatch.setattr(data, "token_view", view, raising=False)
+    return SimpleNamespace(splits=ROWS)
 
 
-def test_rows_are_stepped_through():
-    browser = ui.token_browser(SimpleNamespace(splits=ROWS), None, view)
+def test_rows_are_stepped_through(encoded):
+    browser = ui.token_browser(encoded, None)
     assert browser.split.options == ("train", "test")
     seen = []
     for press in (browser.previous, browser.next, browser.next, browser.next):
@@ -183,8 +192,8 @@ def test_rows_are_stepped_through():
     assert "[c]" in browser.static_text()
 
 
-def test_headless_the_first_row_is_shown_as_it_is(monkeypatch):
+def test_headless_the_first_row_is_shown_as_it_is(encoded, monkeypatch):
     monkeypatch.setenv("MAC_LORA_HEADLESS", "1")
-    shown = ui.token_browser(SimpleNamespace(splits=ROWS), None, view)
+    shown = ui.token_browser(encoded, None)
     assert isinstance(shown, ui.TokenView)
     assert shown.title == "train, row 0"

@@ -2,12 +2,12 @@
 
 import base64
 import html
+import re
 from types import SimpleNamespace
 
 import pytest
 
 from mac_lora_helpers import ui
-from mac_lora_helpers.config import resolve
 from mac_lora_helpers.ui.picture import Picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'single'"
@@ -41,28 +41,35 @@ def test_dictionaries_and_lists_read_as_words():
     assert "k_proj, q_proj" in repr(ui.Table(["v"], [[{"q_proj", "k_proj"}]]))
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (7_291_792, "7.3 MB"), (2.5e12, "2500.0 GB")])
-def test_sizes(count, text):
-    assert ui.size(count) == text
+def test_control_characters_are_seen_and_never_reach_a_terminal():
+    hostile = "\x1b]0;title\x07 \u202etxt"
+    table, tokens = ui.Table(["a"], [[hostile]]), ui.TokenView(pieces((hostile, "trained")), title=hostile)
+    for shown in (repr(table), table._repr_html_(), repr(tokens), tokens._repr_html_()):
+        assert "\\x1b]0;title\\x07 \\u202etxt" in shown
+        assert shown.replace("\n", "").isprintable()
 
 
-def test_config_table_says_where_each_value_came_from():
-    text = repr(ui.config_table(resolve({"max_steps": 3}, {"SEED": "9"}), ["max_steps", "seed", "model_id", "lora_r"]))
-    assert [line.split()[2] for line in text.splitlines()[2:]] == ["parameter", "environment", "preset", "default"]
-
-
-def test_answers_mark_what_equals_the_expected_one():
-    rows = [{"prompt": "q", "base": "a", "tuned": "b ", "expected": "b"}, {"prompt": "q", "base": "a", "tuned": "c", "expected": "b"}]
+def test_answers_mark_what_is_new_and_what_equals_the_expected_one():
+    rows = [
+        {"prompt": "q", "base": "yes", "tuned": "yes <b>no</b> ", "expected": "yes <b>no</b>"},
+        {"prompt": "q", "base": "a", "tuned": "c", "expected": "b"},
+    ]
     table = ui.answers_table(rows)
     assert [row[3] for row in table.rows] == ["=", "≠"]
+    shown = table._repr_html_()
+    assert "yes<mark" in shown
+    assert html.unescape(re.sub(r"<[^>]+>", "", shown.split("<td")[3].split(">", 1)[1])).strip() == "yes <b>no</b>"
+    assert "yes <b>no</b>" in repr(table)
 
 
-def test_what_the_base_does_not_say_is_marked_and_escaped():
-    rows = [{"prompt": "q", "base": "yes", "tuned": "yes <b>no</b>", "expected": "b"}]
-    shown = ui.answers_table(rows, mark=lambda tuned, base: [("yes ", True), ("<b>no</b>", False)])._repr_html_()
-    assert ">&lt;b&gt;no&lt;/b&gt;</mark>" in shown
-    assert "<mark" not in shown.split("yes &lt;")[0].split("yes</td>")[0]
-    assert "yes <b>no</b>" in repr(ui.answers_table(rows, mark=lambda tuned, base: [(tuned, False)]))
+@pytest.mark.parametrize(
+    "shown",
+    [ui.Table(["a"], [["b"]], note="c"), ui.TokenView([], "t")],
+    ids=["table", "tokens"],
+)
+def test_dollars_are_no_formula(shown):
+    outside = re.sub(r'<div class="mathjax_ignore tex2jax_ignore".*?>.*</div>', "", shown._repr_html_(), flags=re.DOTALL)
+    assert outside == ""
 
 
 def test_tokens_are_escaped_marked_and_explained():
