@@ -45,13 +45,17 @@ class UserError(Exception):
         if known is not None:
             lines.append(f"  more:  {known.anchor}")
         if cause is not None:
-            first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
-            lines.append(f"  cause: {type(cause).__name__}: {first}")
+            lines.append(f"  cause: {type(cause).__name__}: {first_line(cause)}")
         return lines
 
 
 def _rebuild(kind: type[UserError], what: str, where: str, fix: str) -> UserError:
     return kind(what, where=where, fix=fix)
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's text; its kind where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 class InputError(UserError):

@@ -40,7 +40,9 @@ def adapter_digest(folder: Path) -> str | None:
 def _settings(path: Path) -> str:
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings.pop("base_model_name_or_path", None)
-    return json.dumps(settings, sort_keys=True)
+    # PEFT writes these as sets, in any order
+    lists = {key: sorted(value) for key, value in settings.items() if isinstance(value, list) and all(isinstance(v, str) for v in value)}
+    return json.dumps({**settings, **lists}, sort_keys=True)
 
 
 def _file_digest(path: Path) -> str:

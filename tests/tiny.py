@@ -71,3 +71,22 @@ def tiny_model(folder: str | Path, family: str = "qwen2", seed: int = 0, **overr
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def tiny_adapter(model_folder: str | Path, folder: str | Path, strength: float = 0.5, seed: int = 1, **lora) -> Path:
+    """A PEFT adapter with random matrices; ``strength`` is the standard deviation of lora_B."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM", **lora}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(model_folder), LoraConfig(**settings))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=strength)
+            elif name.endswith("bias") and settings.get("bias", "none") != "none":
+                weight.add_(0.5)
+    model.save_pretrained(folder)
+    return Path(folder)

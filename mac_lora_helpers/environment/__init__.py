@@ -7,7 +7,6 @@ Nothing here imports torch into this process: it is asked in a process of its ow
 from mac_lora_helpers.environment.checks import Check
 from mac_lora_helpers.environment.device import Choice, choose_device, choose_dtype, decide_device, decide_dtype
 from mac_lora_helpers.environment.machine import Machine, read_machine, size
-from mac_lora_helpers.environment.model import Model, read_model
 from mac_lora_helpers.environment.packages import Package, read_packages, requirement_for
 from mac_lora_helpers.environment.probe import Probe, this_machine
 from mac_lora_helpers.environment.report import EnvironmentReport, check_environment
@@ -18,7 +17,6 @@ __all__ = [
     "Choice",
     "EnvironmentReport",
     "Machine",
-    "Model",
     "Package",
     "Probe",
     "Verdict",
@@ -29,7 +27,6 @@ __all__ = [
     "decide_dtype",
     "decide_verdict",
     "read_machine",
-    "read_model",
     "read_packages",
     "requirement_for",
     "size",

@@ -8,9 +8,9 @@ from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check, fail, ok, warn
 from mac_lora_helpers.environment.fit import download_needed, run_disk_needed
 from mac_lora_helpers.environment.machine import size
-from mac_lora_helpers.environment.model import Model
 from mac_lora_helpers.environment.packages import Package
 from mac_lora_helpers.environment.probe import Probe
+from mac_lora_helpers.model import Base
 
 LOGIN = "hf auth login"
 
@@ -42,15 +42,10 @@ def _package_check(package: Package) -> Check:
     return warn(f"Package {package.name}", detail, fix)
 
 
-def check_model(model: Model, config: Config) -> Check:
+def check_model(model: Base, config: Config) -> Check:
     """The model's size and kind, and where its files are."""
     if model.problem:
-        fix = model.fix or (
-            "python -m pip install --force-reinstall --no-deps ."
-            if config.model_id == EMBEDDED
-            else "set model_id to a Hub id or a model folder"
-        )
-        return fail("Model", f"{model.name}: {model.problem}", fix)
+        return fail("Model", f"{model.name}: {model.problem}", model.fix or "set model_id to a Hub id or a model folder")
     place = "on this machine" if model.local else "to be downloaded from the Hub"
     kind = {"vision": "vision-language", "text": "text"}.get(model.kind, "taken for a text model")
     extra = f", quantized ({model.quantized})" if model.quantized else ""
@@ -60,7 +55,7 @@ def check_model(model: Model, config: Config) -> Check:
     return ok("Model", f"{model.name}: {model.size} parameters ({model.source}), {kind}{extra}, {place}")
 
 
-def check_disk(config: Config, model: Model, probe: Probe) -> Check:
+def check_disk(config: Config, model: Base, probe: Probe) -> Check:
     """Room for checkpoints and exports on the run directory's volume, and for the download if it goes there too."""
     run = probe.disk(config.out_dir)
     if run is None:
@@ -92,7 +87,7 @@ def check_home(probe: Probe) -> list[Check]:
     return [warn("Home directory", f"the home directory {what}: login and caches have no place", fix)]
 
 
-def check_hub(config: Config, model: Model, probe: Probe) -> list[Check]:
+def check_hub(config: Config, model: Base, probe: Probe) -> list[Check]:
     """Login, cache, and whether the Hub can be reached; asked only as far as this run needs the Hub, 3 s a question."""
     settings = probe.hub_settings()
     if settings is None:
@@ -105,7 +100,7 @@ def check_hub(config: Config, model: Model, probe: Probe) -> list[Check]:
     return [_login(config, settings, who), _cache(model, settings, probe), _reach(config, settings, wanted, who, probe)]
 
 
-def _wanted_pages(config: Config, model: Model) -> list[str]:
+def _wanted_pages(config: Config, model: Base) -> list[str]:
     """What this run takes from the Hub, unless the data set is in the cache already."""
     pages = [] if model.local or model.problem else [f"models/{model.name}"]
     return pages if config.data_files or config.dataset_id == EMBEDDED else [*pages, f"datasets/{config.dataset_id}"]
@@ -136,7 +131,7 @@ def _place(source: str) -> str:
     return f"the {source}" if source == "token file" else source
 
 
-def _cache(model: Model, settings: dict[str, Any], probe: Probe) -> Check:
+def _cache(model: Base, settings: dict[str, Any], probe: Probe) -> Check:
     cache = settings["cache"]
     disk = probe.disk(cache)
     if disk is None or not disk.get("writable", True):

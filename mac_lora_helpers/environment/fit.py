@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.environment.model import Model
+from mac_lora_helpers.model import Base
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Bytes a weight in GGUF files; a block of Q4_0 holds 32 weights in 18 bytes, and so on.
@@ -25,16 +25,27 @@ class Shape:
     intermediate: int
 
 
-def shape_for(model: Model) -> Shape:
+#: What families call width, layers, vocabulary and MLP width in their ``config.json``.
+_NAMES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "vocab": ("vocab_size",),
+    "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+}
+
+
+def shape_for(model: Base) -> Shape:
     """The model's shape; guessed from its size when there is no config here: 12·layers·width² parameters and a 150k vocabulary."""
-    if {"hidden", "layers", "vocab", "intermediate"} <= set(model.shape):
-        return Shape(**{key: model.shape[key] for key in ("hidden", "layers", "vocab", "intermediate")})
+    text = model.settings.get("text_config") if isinstance(model.settings.get("text_config"), dict) else model.settings
+    found = {key: next((text[name] for name in names if isinstance(text.get(name), int)), 0) for key, names in _NAMES.items()}
+    if found["hidden"] and found["layers"] and found["vocab"]:
+        return Shape(**{**found, "intermediate": found["intermediate"] or 4 * found["hidden"]})
     layers = 24 if (model.parameters or 0) < 1e9 else 32
     hidden = round(math.sqrt((model.parameters or 0) / (12 * layers)))
     return Shape(hidden, layers, 150_000, 4 * hidden)
 
 
-def adapter_parameters(model: Model, config: Config) -> int:
+def adapter_parameters(model: Base, config: Config) -> int:
     """LoRA parameters: rank × (inputs + outputs) for four square projections a layer, and three in the MLP when all are adapted."""
     shape = shape_for(model)
     attention = 4 * 2 * shape.hidden
@@ -43,7 +54,7 @@ def adapter_parameters(model: Model, config: Config) -> int:
     return config.lora_r * shape.layers * (attention + (mlp if wide else 0))
 
 
-def memory_needed(model: Model, config: Config, dtype: str) -> float | None:
+def memory_needed(model: Base, config: Config, dtype: str) -> float | None:
     """Bytes that training takes at its peak, roughly; ``None`` if the model's size is unknown.
 
     Weights, LoRA with gradients and AdamW's two moments in float32, activations (one residual stream a layer with
@@ -59,7 +70,7 @@ def memory_needed(model: Model, config: Config, dtype: str) -> float | None:
     return model.parameters * width + 16 * adapter_parameters(model, config) + activations + logits + PROCESS_BYTES
 
 
-def run_disk_needed(model: Model, config: Config) -> float | None:
+def run_disk_needed(model: Base, config: Config) -> float | None:
     """Bytes for checkpoints (adapter and AdamW state), the merged model in float32 and the GGUF files."""
     if model.parameters is None:
         return None
@@ -68,7 +79,7 @@ def run_disk_needed(model: Model, config: Config) -> float | None:
     return (config.save_total_limit + 1) * checkpoint + model.parameters * (4 + sum(GGUF_BYTES.get(name, 2) for name in types))
 
 
-def download_needed(model: Model) -> float | None:
+def download_needed(model: Base) -> float | None:
     """Bytes to download: weights lie on the Hub in two bytes each, as a rule; nothing for a model that is here."""
     if model.local:
         return 0

@@ -13,12 +13,12 @@ from mac_lora_helpers.environment.checks import Check, warn
 from mac_lora_helpers.environment.device import Choice
 from mac_lora_helpers.environment.fit import memory_needed
 from mac_lora_helpers.environment.machine import Machine, read_machine
-from mac_lora_helpers.environment.model import Model, read_model
 from mac_lora_helpers.environment.packages import Package, read_packages
 from mac_lora_helpers.environment.probe import Probe, this_machine
 from mac_lora_helpers.environment.verdict import Verdict, decide_verdict
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.files import portable
+from mac_lora_helpers.model import Base, find_base
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EnvironmentReport:
     packages: list[Package]
     device: Choice
     dtype: Choice
-    model: Model
+    model: Base
     checks: list[Check]
     verdict: Verdict
     torch: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ def check_environment(config: Config, probe: Probe | None = None) -> Environment
     return EnvironmentReport(machine, packages, device, dtype, model, checks, verdict, facts)
 
 
-def _machine_checks(machine: Machine, config: Config, model: Model, dtype: Choice, probe: Probe) -> list[Check]:
+def _machine_checks(machine: Machine, config: Config, model: Base, dtype: Choice, probe: Probe) -> list[Check]:
     requires_python = (probe.metadata() or {}).get("requires_python")
     needed = memory_needed(model, config, dtype.name)
     return [
@@ -131,11 +131,11 @@ def _torch_checks(machine: Machine, config: Config, device: Choice, packages: li
     return checks
 
 
-def _model(config: Config, probe: Probe) -> Model:
+def _model(config: Config, probe: Probe) -> Base:
     try:
-        return read_model(config, probe)
+        return find_base(config, probe.cached_folder)
     except Exception as error:
-        return Model(config.model_id, problem=f"the model folder cannot be read ({type(error).__name__}: {error})")
+        return Base(config.model_id, problem=f"the model folder cannot be read ({type(error).__name__}: {error})")
 
 
 def _point_to_cause(checks: list[Check]) -> list[Check]:

@@ -11,8 +11,8 @@ from mac_lora_helpers.environment.checks_machine import ELSEWHERE, memory_guidan
 from mac_lora_helpers.environment.device import Choice
 from mac_lora_helpers.environment.fit import memory_needed
 from mac_lora_helpers.environment.machine import GIB, Machine, size
-from mac_lora_helpers.environment.model import Model
 from mac_lora_helpers.files import portable
+from mac_lora_helpers.model import Base
 
 #: "3B" models have up to 3.4e9 parameters, "7B" ones start at 6.5e9; in between it takes 64 GB.
 UP_TO_3B, FROM_7B = 3.5e9, 6.5e9
@@ -37,7 +37,7 @@ class Verdict:
 
 
 def decide_verdict(
-    machine: Machine, device: Choice, dtype: Choice, model: Model, config: Config, checks: list[Check], facts: dict[str, Any]
+    machine: Machine, device: Choice, dtype: Choice, model: Base, config: Config, checks: list[Check], facts: dict[str, Any]
 ) -> Verdict:
     """Unsupported if a finding makes training impossible; cloud if a limit of the rubric or of this machine is passed; else local."""
     fatal = [check for check in checks if check.status == "fail" and check.name in FATAL]
@@ -69,7 +69,7 @@ def _still_possible(machine: Machine, config: Config, facts: dict[str, Any]) -> 
     return [f"{example} still trains on this CPU, to learn from: `mac-lora run --preset smoke --from 02`; nothing larger is worth it"]
 
 
-def _recipe_limits(model: Model) -> list[str]:
+def _recipe_limits(model: Base) -> list[str]:
     """Limits that hold on every machine: this suite trains text models with LoRA on unquantized weights."""
     found = []
     if model.kind == "vision":
@@ -81,7 +81,7 @@ def _recipe_limits(model: Model) -> list[str]:
     return found
 
 
-def _rubric(model: Model, config: Config, machine: Machine) -> list[str]:
+def _rubric(model: Base, config: Config, machine: Machine) -> list[str]:
     found = []
     count = model.parameters or 0
     large = (machine.memory_bytes or 0) >= 62 * GIB and machine.apple_silicon
@@ -94,7 +94,7 @@ def _rubric(model: Model, config: Config, machine: Machine) -> list[str]:
     return found
 
 
-def _machine_limits(machine: Machine, device: Choice, model: Model, needed: float | None, facts: dict[str, Any]) -> list[str]:
+def _machine_limits(machine: Machine, device: Choice, model: Base, needed: float | None, facts: dict[str, Any]) -> list[str]:
     budget = memory_budget(machine, device, facts)
     if needed is not None and budget is not None and needed > budget:
         return [f"it takes roughly {size(needed)}, this machine has {size(budget)} for it; shorter sequences or a smaller model would fit"]
@@ -119,7 +119,7 @@ def _cuda_limits(needed: float | None, facts: dict[str, Any]) -> list[str]:
     return [f"it takes roughly {size(needed)}, this GPU has {size(memory)}"]
 
 
-def _in_favour(machine: Machine, device: Choice, model: Model, config: Config, needed: float | None) -> list[str]:
+def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, needed: float | None) -> list[str]:
     reasons = []
     if model.parameters is None and not model.problem:
         reasons.append(f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters and takes no images")
@@ -136,7 +136,7 @@ def _in_favour(machine: Machine, device: Choice, model: Model, config: Config, n
     return reasons + _caution(machine, model)
 
 
-def _caution(machine: Machine, model: Model) -> list[str]:
+def _caution(machine: Machine, model: Base) -> list[str]:
     """A warning where the reference's memory guidance names smaller models than this one."""
     if not machine.apple_silicon or not machine.memory_bytes or not model.parameters:
         return []

@@ -14,7 +14,6 @@ from typing import Any
 _HOMES = {
     "load": "loading",
     "Trained": "loading",
-    "read_adapter": "adapters",
     "compare_losses": "losses",
     "compare_general": "general",
     "compare_answers": "answers",

@@ -1,4 +1,4 @@
-"""The adapter on disk: found, read, checked against the base model, and checked again once it is loaded.
+"""Is the adapter in effect? Its tensors compared with the base model's layers, and again once PEFT has loaded it.
 
 PEFT loads an adapter whose tensors do not belong to the model without an error: the layers that found
 no tensor keep their initial values, which change nothing. So nothing is taken on trust here.
@@ -6,133 +6,14 @@ no tensor keep their initial values, which change nothing. So nothing is taken o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.adapter import WEIGHTS, Adapter
+from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.redaction import portable
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_RETRAIN = "run 03_lora_training.ipynb again"
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter in PEFT's format, read and found sound.
-
-    ``name``: how the user called it. ``own``: made by this run. ``settings``: adapter_config.json.
-    ``tensors``: names and values as they stand in the file.
-    """
-
-    name: str
-    folder: Path
-    own: bool
-    settings: dict[str, Any]
-    tensors: dict[str, Any] = field(repr=False)
-
-    @property
-    def is_zero(self) -> bool:
-        """Whether every ``lora_B`` is zero: such an adapter changes nothing."""
-        return not any(tensor.any() for name, tensor in self.tensors.items() if ".lora_B" in name or "lora_embedding_B" in name)
-
-
-def read_adapter(run: RunDir, config: Config) -> Adapter:
-    """This run's adapter, or the one that ``adapter_dir`` names: a folder, a run directory or a Hub id.
-
-    Raises:
-        MissingArtifact: this run has none yet. InputError: not an adapter, damaged, or not LoRA.
-        CheckFailed: it holds values that are not finite.
-    """
-    asked = config.adapter_dir.strip()
-    folder = _named_folder(asked) if asked else run.need("adapter")
-    name = asked or "adapter"
-    fix = "name a folder with a PEFT adapter in adapter_dir" if asked else _RETRAIN
-    settings = _read_settings(folder, name, fix, own=not asked)
-    tensors = _read_tensors(folder, name, fix, own=not asked)
-    _refuse_not_finite(tensors, name, fix)
-    return Adapter(name, folder, not asked, settings, tensors)
-
-
-def _named_folder(asked: str) -> Path:
-    folder = Path(asked).expanduser()
-    if folder.is_dir():
-        inside = folder / "adapter"
-        return inside if not (folder / CONFIG_FILE).exists() and (inside / CONFIG_FILE).exists() else folder
-    if folder.is_absolute() or asked.startswith((".", "~")) or asked.count("/") > 1:
-        raise InputError(f"there is no folder {asked}", where="parameter adapter_dir", fix="name a folder with an adapter, or a Hub id")
-    return _download(asked)
-
-
-def _download(repo_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
-
-    where, local = "parameter adapter_dir", "name a folder with an adapter, or a Hub id such as user/name"
-    disable_progress_bars()
-    try:
-        return Path(snapshot_download(repo_id, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except HFValidationError:
-        raise InputError(f"{repo_id!r} is neither a folder nor a Hub id", where=where, fix=local) from None
-    except RepositoryNotFoundError:
-        fix = f"{local}; for a private repository log in first: hf auth login"
-        raise InputError(f"{repo_id!r} is no folder here and no repository on the Hub", where=where, fix=fix) from None
-    except LocalEntryNotFoundError as error:
-        what = f"{repo_id!r} is no folder here, and the Hub cannot be reached to look for it there"
-        raise InputError(what, where=where, fix="check the network, or name a folder") from error
-    except Exception as error:
-        raise InputError(f"{repo_id!r} cannot be fetched from the Hub: {error}", where=where, fix=local) from error
-
-
-def _read_settings(folder: Path, name: str, fix: str, own: bool) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        _missing(f"{name}/{CONFIG_FILE} is missing: this is no PEFT adapter", folder, fix, own)
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{name}/{CONFIG_FILE} cannot be read: {error!r}", where=portable(str(path)), fix=fix) from None
-    if kind != "LORA":
-        raise InputError(f"{name} is a {kind} adapter", where=portable(str(path)), fix="only LoRA adapters can be evaluated here")
-    return settings
-
-
-def _read_tensors(folder: Path, name: str, fix: str, own: bool) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        pickled = " (adapter_model.bin is there, but pickled weights can run code and are not opened)"
-        hint = pickled if (folder / "adapter_model.bin").exists() else ""
-        _missing(f"{name}/{WEIGHTS_FILE} is missing{hint}", folder, fix, own)
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        what = f"{name}/{WEIGHTS_FILE} is damaged or cut short ({path.stat().st_size:,} bytes): {error}"
-        raise InputError(what, where=portable(str(path)), fix=fix) from None
-    if not any(".lora_" in key for key in tensors):
-        raise InputError(f"{name}/{WEIGHTS_FILE} holds no LoRA weights", where=portable(str(path)), fix=fix)
-    return tensors
-
-
-def _missing(what: str, folder: Path, fix: str, own: bool) -> None:
-    kind = MissingArtifact if own else InputError
-    raise kind(what, where=portable(str(folder)), fix=fix)
-
-
-def _refuse_not_finite(tensors: dict[str, Any], name: str, fix: str) -> None:
-    broken = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
-    if broken:
-        what = f"{len(broken)} of {len(tensors)} tensors of {name} hold NaN or infinity, {broken[0]} first"
-        raise CheckFailed(what, where=f"{name}/{WEIGHTS_FILE}", fix=f"{fix} with a lower learning rate or in float32")
 
 
 def check_fits(adapter: Adapter, model: Any, model_id: str) -> None:
@@ -145,13 +26,10 @@ def check_fits(adapter: Adapter, model: Any, model_id: str) -> None:
     problems = [problem for key, tensor in adapter.tensors.items() if (problem := _misfit(key, tuple(tensor.shape), modules))]
     if not problems:
         return
-    made_for = adapter.settings.get("base_model_name_or_path") or "an unnamed model"
     raise InputError(
         f"the adapter {adapter.name} does not fit {model_id}: {problems[0]}" + (f" (and {len(problems) - 1} more)" if problems[1:] else ""),
-        where=f"{adapter.name}, which says it was made for {portable(str(made_for))}",
-        fix=_RETRAIN
-        if adapter.own
-        else "choose an adapter that was trained on this model, or set model_id to the model that it was trained on",
+        where=f"{adapter.name}, which says it was made for {portable(adapter.base or 'an unnamed model')}",
+        fix=adapter.fix if adapter.own else "choose an adapter that was trained on this model, or set model_id to its base",
     )
 
 
@@ -195,8 +73,8 @@ def check_applied(adapter: Adapter, loaded: dict[str, Any]) -> None:
     if problems:
         raise CheckFailed(
             f"the adapter {adapter.name} was not applied as it stands: {'; '.join(problems)}",
-            where=f"{adapter.name}/{WEIGHTS_FILE}",
-            fix=_RETRAIN if adapter.own else "choose an adapter that was trained on this model with PEFT",
+            where=f"{adapter.name}/{WEIGHTS}",
+            fix=adapter.fix if adapter.own else "choose an adapter that was trained on this model with PEFT",
         )
 
 

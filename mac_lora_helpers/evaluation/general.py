@@ -9,8 +9,9 @@ from typing import Any
 from mac_lora_helpers.config import EMBEDDED
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.evaluation.generation import render
-from mac_lora_helpers.evaluation.loading import Trained, turn_end
+from mac_lora_helpers.evaluation.loading import Trained
 from mac_lora_helpers.evaluation.losses import IGNORED, Losses, compare_losses
+from mac_lora_helpers.model import turn_end
 
 #: Everyday questions with plain answers: facts, arithmetic, rewriting, advice, code, refusal of the impossible.
 CONVERSATIONS: tuple[tuple[str, str], ...] = (

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mac_lora_helpers import origin
+from mac_lora_helpers.adapter import Adapter
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.evaluation.adapters import Adapter, check_applied, check_fits, read_adapter
+from mac_lora_helpers.evaluation.adapters import check_applied, check_fits
 from mac_lora_helpers.files import portable
+from mac_lora_helpers.model import load_base, stop_tokens, turn_end
 
 _PROBE = "The capital of France is"
 
@@ -79,19 +80,17 @@ def load(run: RunDir, config: Config) -> Trained:
     """
     from mac_lora_helpers import data, training
 
-    adapter = read_adapter(run, config)
-    if adapter.own:
-        origin.check_trained(run)
-        training.check_base(run, config)
+    adapter = Adapter.find(run, config)
     device, dtype = training.place(run, config)
     tokenizer = data.load_tokenizer(config)
-    base = training.load_model(config, device, dtype).eval()
+    base = load_base(config, dtype.name, device.name).eval()
     base.config.use_cache = True
     check_fits(adapter, base, config.model_id)
     probe = _probe(base, tokenizer)
     model = _attach(adapter, base, device.name)
     moved = _check_switch(model, base, probe, adapter)
-    base.generation_config, end_ids = _generation_config(base, tokenizer)
+    end_ids = tuple(stop_tokens(config, tokenizer))
+    base.generation_config = _generation_config(tokenizer, end_ids)
     trained = Trained(model, tokenizer, device.name, dtype.name, config, adapter, end_ids, moved)
     trained.findings += _findings(trained)
     return trained
@@ -148,7 +147,7 @@ def _check_switch(model: Any, base: Any, probe: tuple[Any, Any], adapter: Adapte
     return float((on - off).abs().max())
 
 
-def _generation_config(model: Any, tokenizer: Any) -> tuple[Any, tuple[int, ...]]:
+def _generation_config(tokenizer: Any, end_ids: tuple[int, ...]) -> Any:
     """Plain generation: the model's end tokens and nothing else.
 
     transformers fills whatever a caller leaves out from the model's own generation_config, and Qwen2.5's brings a
@@ -156,34 +155,19 @@ def _generation_config(model: Any, tokenizer: Any) -> tuple[Any, tuple[int, ...]
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config.eos_token_id
-    ids = [tokenizer.eos_token_id, *(own if isinstance(own, (list, tuple)) else [own]), turn_end(tokenizer)]
-    end_ids = tuple(dict.fromkeys(token for token in ids if token is not None))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0] if end_ids else 0
-    return GenerationConfig(eos_token_id=list(end_ids) or None, pad_token_id=pad, do_sample=False, use_cache=True), end_ids
-
-
-def turn_end(tokenizer: Any) -> int | None:
-    """The special token that the chat template puts after an assistant's answer, if it does."""
-    if not tokenizer.chat_template:
-        return None
-    mark = "zqanswerqz"
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-    after = tokenizer.apply_chat_template(messages, tokenize=False).rpartition(mark)[2]
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) else None
+    return GenerationConfig(eos_token_id=list(end_ids) or None, pad_token_id=pad, do_sample=False, use_cache=True)
 
 
 def _findings(trained: Trained) -> list[str]:
     adapter, config = trained.adapter, trained.config
-    made_for = str(adapter.settings.get("base_model_name_or_path") or "")
     found = []
     if adapter.is_zero:
         found.append("The adapter changes nothing: every lora_B is zero, as before the first training step.")
     elif trained.logits_moved == 0:
         found.append("The adapter is in place, but its matrices are so small that no logit moved on a short text.")
-    if made_for and made_for not in (config.model_id, config.model_path):
-        found.append(f"The adapter says it was trained on {portable(made_for)}; it fits, but this is {portable(config.model_id)}.")
+    if adapter.base and adapter.base not in (config.model_id, config.model_path):
+        found.append(f"The adapter says it was trained on {portable(adapter.base)}; it fits, but this is {portable(config.model_id)}.")
     end = turn_end(trained.tokenizer)
     if end is not None and end != trained.tokenizer.eos_token_id:
         token = trained.tokenizer.convert_ids_to_tokens(end)

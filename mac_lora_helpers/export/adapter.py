@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from mac_lora_helpers import origin, training
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
@@ -76,47 +75,10 @@ class Adapter:
 
 
 def adapter_folder(run: RunDir, config: Config) -> Path:
-    """``adapter_dir`` if the user named one, else the run's own adapter.
+    """The folder of the adapter that ``adapter_dir`` names, else of the run's own; found sound. See ``adapter.Adapter.find``."""
+    from mac_lora_helpers.adapter import Adapter as Found
 
-    Raises:
-        InputError: the named folder has no adapter. MissingArtifact: the run has none.
-    """
-    if not config.adapter_dir:
-        folder = _sound(run.need("adapter"))
-        origin.check_trained(run)
-        training.check_base(run, config)
-        return folder
-    folder = Path(config.adapter_dir).expanduser()
-    if not (folder / SETTINGS).is_file():
-        raise InputError(
-            f"no {SETTINGS} in the adapter folder", where=f"adapter_dir={portable(config.adapter_dir)}", fix="name a PEFT folder"
-        )
-    return _sound(folder)
-
-
-def _sound(folder: Path) -> Path:
-    """The folder, if its two files can be read whole.
-
-    Raises:
-        InputError: one is missing, damaged or cut short; pickled weights are not opened.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    where, fix = portable(str(folder)), "run 03_lora_training.ipynb again, or name another adapter_dir"
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("peft_type"), str):
-            raise InputError(f"{SETTINGS} is no PEFT configuration", where=where, fix=fix)
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{SETTINGS} cannot be read: {getattr(error, 'strerror', None) or error}", where=where, fix=fix) from None
-    if not (folder / WEIGHTS).is_file():
-        raise InputError(f"{WEIGHTS} is missing; weights in a pickle (adapter_model.bin) are not opened", where=where, fix=fix)
-    try:
-        with safe_open(folder / WEIGHTS, framework="np") as stream:
-            stream.keys()
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{WEIGHTS} is damaged or cut short: {error}", where=where, fix=fix) from None
-    return folder
+    return Found.find(run, config).folder
 
 
 def trained_config(run: RunDir, config: Config) -> Config:

@@ -11,7 +11,7 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.adapter import SETTINGS
 from mac_lora_helpers.files import portable
-from mac_lora_helpers.training.recipe import first_line, quiet, settle_threads
+from mac_lora_helpers.model import load_base, quiet
 
 
 def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
@@ -22,8 +22,7 @@ def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
     """
     from peft import PeftModel
 
-    base = _load_base(config)
-    settle_threads(base.num_parameters(), "cpu")
+    base = load_base(config)
     stored = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     head = untie_if_needed(base, stored)
     try:
@@ -35,23 +34,6 @@ def load_adapted(config: Config, folder: Path) -> tuple[Any, str]:
         raise InputError(f"the adapter does not fit the base: {reason}", where=where, fix="name the model it was trained on") from error
     model.requires_grad_(False)
     return model.float().eval(), head
-
-
-def _load_base(config: Config) -> Any:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    options = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
-    try:
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(config.model_path, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"the model {portable(config.model_id)!r} cannot be loaded: {first_line(error)}",
-            where="parameter model_id",
-            fix="the model that was trained on, with config.json and *.safetensors weights, at its place",
-        ) from error
 
 
 def load_plain(folder: Path | str) -> Any:

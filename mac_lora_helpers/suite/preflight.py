@@ -6,9 +6,10 @@ import glob
 import os
 from pathlib import Path
 
-from mac_lora_helpers.config import EMBEDDED, Config
+from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.files import portable
+from mac_lora_helpers.model import find_base
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -41,19 +42,10 @@ def check_data_files(config: Config) -> None:
 
 
 def check_model_folder(config: Config) -> None:
-    """A ``model_id`` that is a folder, or is written like one, holds a config, weights and a tokenizer."""
-    if config.model_id == EMBEDDED:
-        return
+    """The model can be trained from, as far as this machine knows, and a folder of the user's has a tokenizer."""
+    base, place = find_base(config), f"model_id: {portable(config.model_id)}"
+    if base.problem:
+        raise InputError(f"the model cannot be used: {base.problem}", where=place, fix=base.fix or "set model_id to another model")
     folder = Path(config.model_path)
-    written_as_path = config.model_id.startswith((".", "/", "~")) or config.model_id.count("/") > 1
-    if not folder.is_dir():
-        if written_as_path or folder.exists():
-            raise InputError("no such model folder", where=f"model_id: {portable(config.model_id)}", fix="check the path, or name a Hub id")
-        return
-    place = f"model_id: {portable(config.model_id)}"
-    if not (folder / "config.json").exists():
-        raise InputError("the folder has no config.json", where=place, fix="name a folder written by save_pretrained()")
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+    if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise InputError("the model folder has no tokenizer", where=place, fix="save it there too: tokenizer.save_pretrained(folder)")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError("the model folder has no *.safetensors weights", where=place, fix="save it with model.save_pretrained(folder)")

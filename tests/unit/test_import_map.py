@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text"}
+GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text", "model", "adapter"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
@@ -23,6 +23,8 @@ ALLOWED = {
     "artifacts_lock": {"errors", "files"},
     "origin": {"errors", "artifacts"},
     "compat": {"errors"},
+    "model": {"artifacts", "compat", "config", "errors", "redaction"},
+    "adapter": {"origin", "artifacts", "config", "errors", "redaction", "model"},
     "smoke": {"errors"},
     "environment": GROUND | {"smoke"},
     "data": GROUND | {"smoke"},

@@ -162,7 +162,7 @@ def _read(path: Path, repo: str) -> dict[str, Any]:
 
 def _arrange(folder: Path, result: Mapping[str, Any], job: Mapping[str, Any], target: Path) -> list[dict[str, Any]]:
     """The downloaded files where a run directory has them, with this machine's paths; the adapter is read once."""
-    from mac_lora_helpers.evaluation.adapters import read_adapter
+    from mac_lora_helpers.adapter import Adapter
 
     hub, new = folder / "hub", RunDir(folder)
     names = [path.relative_to(hub).as_posix() for path in sorted(hub.rglob("*")) if path.is_file()]
@@ -177,7 +177,7 @@ def _arrange(folder: Path, result: Mapping[str, Any], job: Mapping[str, Any], ta
     if path.is_file():
         settings = {**json.loads(path.read_text(encoding="utf-8")), "base_model_name_or_path": config["model_id"]}
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    read_adapter(new, resolve({}, env={}))
+    _ = Adapter.read(new.need("adapter"), "adapter", own=True).tensors
     return files
 
 

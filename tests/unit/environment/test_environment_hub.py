@@ -10,9 +10,9 @@ import huggingface_hub.constants
 import pytest
 
 from mac_lora_helpers.config import resolve
-from mac_lora_helpers.environment import read_model
 from mac_lora_helpers.environment.checks_storage import check_home, check_hub
 from mac_lora_helpers.environment.probe import Probe
+from mac_lora_helpers.model import find_base
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz012345"
 PAGES = {
@@ -66,7 +66,7 @@ def hub(monkeypatch, tmp_path):
 def hub_checks(env=None, **parameters):
     config = resolve({"preset": "local", **parameters}, env={})
     probe = Probe(env={"no_proxy": "*", **(env or {})}, hub_timeout=2)
-    checks = {check.name: check for check in check_hub(config, read_model(config, probe), probe)}
+    checks = {check.name: check for check in check_hub(config, find_base(config, probe.cached_folder), probe)}
     assert not any(TOKEN in json.dumps(check.to_dict()) for check in checks.values())
     return checks
 
@@ -148,35 +148,8 @@ def test_a_name_server_that_hangs_does_not_block(monkeypatch):
 def test_a_cache_that_cannot_be_written(hub, recorded):
     probe = recorded("m2-pro-16gb", disk={"free": 1 << 40, "total": 1 << 40, "volume": "1", "writable": False})
     config = resolve({"preset": "local"}, env={})
-    checks = {check.name: check for check in check_hub(config, read_model(config, probe), probe)}
+    checks = {check.name: check for check in check_hub(config, find_base(config, probe.cached_folder), probe)}
     assert (checks["Hub cache"].status, "HF_HOME" in checks["Hub cache"].fix) == ("warn", True)
-
-
-def test_a_cached_model_is_known(hub, tmp_path):
-    """A model in the Hub's cache counts as local, and its true size is read there."""
-    from tiny import tiny_model
-
-    repository = tmp_path / "cache" / "models--somebody--unnamed"
-    tiny_model(repository / "snapshots" / ("0" * 40))
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-    model = read_model(resolve({"model_id": "somebody/unnamed"}), CachedProbe(str(tmp_path / "cache")))
-    assert (model.local, model.source) == (True, "counted in its weights")
-
-
-class CachedProbe(Probe):
-    """The real look-up in a cache at another place: the client fixes its default when it is imported."""
-
-    def __init__(self, cache: str) -> None:
-        super().__init__(env={})
-        self.cache = cache
-
-    def cached_folder(self, model_id):
-        from pathlib import Path
-
-        from huggingface_hub import try_to_load_from_cache
-
-        return str(Path(try_to_load_from_cache(model_id, "config.json", cache_dir=self.cache)).parent)
 
 
 def test_home_directory(recorded):

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 
 from mac_lora_helpers import evaluation
+from mac_lora_helpers.adapter import WEIGHTS as WEIGHTS_FILE
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.evaluation.adapters import WEIGHTS_FILE
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
 from mac_lora_helpers import evaluation, export
+from mac_lora_helpers import model as base
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.training import base, resume
-from mac_lora_helpers.training.base import base_weights
+from mac_lora_helpers.model import base_weights
+from mac_lora_helpers.training import resume
 
 
 @pytest.fixture
