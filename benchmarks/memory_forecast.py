@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,15 @@ STEPS = 2
 NEAR = 0.10
 
 
+def recorded() -> list[int]:
+    """Bytes that each point of ``POINTS`` took when it was measured last: the table in RESULTS.md."""
+    table = (Path(__file__).parent / "RESULTS.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| (?:qwen2|llama|gpt_neox)\*? \| (?:[^|]+\|){5} \d+ \| (\d+) \|", table, re.M)
+    if len(found) != len(POINTS):
+        raise SystemExit(f"RESULTS.md has {len(found)} measured points, not {len(POINTS)}")
+    return [int(text) * 1_000_000 for text in found]
+
+
 def model_config(family: str, size: str) -> Any:
     """A configuration of one family and size."""
     from transformers import AutoConfig
@@ -92,7 +102,7 @@ def predict(found: dict[str, Any], device: str) -> dict[str, Any]:
     from mac_lora_helpers import training
 
     point = found["point"]
-    forecast = training.predict_memory(parameters(point, "unused"), model_config(*point[:2]), None, device)
+    forecast = training.forecast(parameters(point, "unused"), model_config(*point[:2]), None, device, 10**12)
     if forecast.path != found["path"]:
         raise SystemExit(f"{point}: predicted on the {forecast.path} path, trained on the {found['path']} one")
     return {**found, "predicted": forecast.total_bytes, "ratio": forecast.total_bytes / found["measured"], "parts": forecast.parts}

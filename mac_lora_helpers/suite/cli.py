@@ -98,7 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     _add_regress(commands)
     add_job(commands, lambda actions, name, text: _command(actions, name, _job, text, names))
     estimate = _command(commands, "estimate", _estimate, "memory that a training run would take, and whether it fits", names)
-    estimate.add_argument("--probe", action="store_true", help="time one layer and the head, also when the weights are not here")
     for command in (doctor, check, estimate):
         command.add_argument("--json", action="store_true", help="one JSON document on stdout and nothing else")
     return parser
@@ -213,7 +212,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
     config = _config(_explicit(arguments))
     check_model_folder(config)
-    result = training.estimate(config, probe=True if arguments.probe else None)
+    result = training.estimate(config)
     if arguments.json:
         _print_json(result)
         return 0

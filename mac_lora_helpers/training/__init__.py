@@ -4,13 +4,11 @@ The trainer is TRL's; around it stand the choice of LoRA targets, the memory for
 that are whole or not there, the log and the audit. Importing this package loads no torch.
 """
 
-from mac_lora_helpers.training.ahead import count_ahead
 from mac_lora_helpers.training.audit import finish
 from mac_lora_helpers.training.base import base_weights, check_base
 from mac_lora_helpers.training.build import build_trainer
 from mac_lora_helpers.training.estimate import estimate
-from mac_lora_helpers.training.fit import Fit, fit
-from mac_lora_helpers.training.forecast import MemoryForecast, predict_memory
+from mac_lora_helpers.training.forecast import Forecast, forecast
 from mac_lora_helpers.training.recipe import load_model, lora_config, place, sft_config
 from mac_lora_helpers.training.resume import last_checkpoint
 from mac_lora_helpers.training.run import run_training
@@ -18,22 +16,19 @@ from mac_lora_helpers.training.saving import save_adapter
 from mac_lora_helpers.training.targets import candidates, find_targets
 
 __all__ = [
-    "Fit",
-    "MemoryForecast",
+    "Forecast",
     "base_weights",
     "build_trainer",
     "candidates",
     "check_base",
-    "count_ahead",
     "estimate",
     "find_targets",
     "finish",
-    "fit",
+    "forecast",
     "last_checkpoint",
     "load_model",
     "lora_config",
     "place",
-    "predict_memory",
     "run_training",
     "save_adapter",
     "sft_config",

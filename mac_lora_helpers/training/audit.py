@@ -12,7 +12,6 @@ from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.origin import adapter_digest
 from mac_lora_helpers.training import resume
 from mac_lora_helpers.training.batches import rows_of
-from mac_lora_helpers.training.fit import keep_measured
 from mac_lora_helpers.training.recipe import quiet
 from mac_lora_helpers.training.saving import versions
 
@@ -40,7 +39,6 @@ def finish(trainer: Any, result: Any, run: RunDir, config: Config) -> dict[str, 
     audit, losses = run_audit(trainer, run, config)
     metrics = {**_numbers(trainer, result), **losses, "audit": audit, "adapter_digest": adapter_digest(run.need("adapter"))}
     run.write_json("train_metrics", metrics)
-    keep_measured(trainer, config, metrics)
     failed = [name for name, passed in audit.items() if passed is False]
     if failed:
         raise CheckFailed(f"the training did not pass its audit: {', '.join(failed)}", where="train_metrics.json, audit", fix=FIX)
@@ -64,6 +62,7 @@ def _numbers(trainer: Any, result: Any) -> dict[str, Any]:
         "peak_memory_bytes": max(trainer.meter.peak, trainer.peak_before),
         "predicted_memory_bytes": trainer.forecast.total_bytes,
         "predicted_memory_parts": trainer.forecast.parts,
+        "not_predicted": trainer.forecast.reason or None,
         "device": trainer.args.device.type,
         "dtype": str(trainer.model.get_base_model().dtype).removeprefix("torch."),
         "data_fingerprint": trainer.identity["data_fingerprint"],

@@ -10,7 +10,7 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
 from mac_lora_helpers.training import batches, fast, memory, processes, resume
-from mac_lora_helpers.training.forecast import MemoryForecast, advice, predict_for
+from mac_lora_helpers.training.forecast import Forecast, forecast_for, turn_down
 from mac_lora_helpers.training.log import RunLog
 
 
@@ -45,7 +45,7 @@ def build_trainer(
     known = _check(tokens, args, config)
     grouped = data.batch_sampler(batches.lengths_of(tokens["train"]), args.per_device_train_batch_size, config.seed)
     rows = batches.dealt_out(tokens["train"], args.per_device_train_batch_size, processes.count())
-    forecast = predict_for(config, model, tokens["train"], args.device.type)
+    forecast = forecast_for(config, model, batches.lengths_of(tokens["train"]), args.device.type)
     _settle_checkpointing(args, config, forecast)
     trainer = LoraTrainer(
         model=model,
@@ -56,7 +56,7 @@ def build_trainer(
         config=config,
         identity=resume.identity(run, config),
         run_log=RunLog(run, config.logging_steps, on_log, quietly=not processes.is_main()),
-        explain_memory=lambda trainer: advice(config, trainer),
+        explain_memory=lambda trainer: turn_down(config, trainer),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.order = batches.Order(grouped, args.per_device_train_batch_size, processes.count())
@@ -81,7 +81,7 @@ def _check(tokens: dict[str, Any], args: Any, config: Config) -> set[bytes]:
     return batches.check_rows(tokens.get("train"), config)
 
 
-def _settle_checkpointing(args: Any, config: Config, forecast: MemoryForecast) -> None:
+def _settle_checkpointing(args: Any, config: Config, forecast: Forecast) -> None:
     """With ``gradient_checkpointing`` auto: on if the training would not fit without."""
     if config.gradient_checkpointing != "auto":
         return
@@ -99,8 +99,8 @@ def _take_fast_path(trainer: Any, config: Config) -> None:
 def _expect_plain(trainer: Any, config: Config) -> None:
     """The fast path was refused: the plain path needs more memory, so its own forecast decides on checkpointing."""
     args, was_on = trainer.args, trainer.args.gradient_checkpointing
-    base = trainer.model.get_base_model()
-    trainer.forecast = predict_for(config.model_copy(update={"fast_path": "off"}), base, trainer.tokens["train"], args.device.type)
+    base, lengths = trainer.model.get_base_model(), batches.lengths_of(trainer.tokens["train"])
+    trainer.forecast = forecast_for(config.model_copy(update={"fast_path": "off"}), base, lengths, args.device.type)
     _settle_checkpointing(args, config, trainer.forecast)
     if args.gradient_checkpointing and not was_on:
         trainer.model.enable_input_require_grads()  # what TRL does where it knows at the start

@@ -1,39 +1,39 @@
-"""Peak memory of a training, predicted by parts from the model's configuration alone.
+"""The memory forecast: what a training would take at its peak, part by part, from the model's configuration alone.
 
 The peak is the sum of these parts:
 
-- weights: parameters × bytes of their dtype; counted on the meta device, tied weights once.
+- weights: parameters × bytes of their dtype; tied weights once.
 - adapter, gradients, optimizer: 4, 4 and 8 bytes per adapter parameter (PEFT keeps adapters in float32; AdamW has two
   moments, Loshchilov & Hutter 2019).
-- activations: alive when the loss is computed; counted, see ``dry_run``. With checkpointing the input of each decoder
-  layer (Chen et al. 2016).
-- logits: the loss's own tensors, see ``head_memory``.
-- layer: what the backward pass of a layer needs beyond the two above; counted as well.
-- allocator: freed blocks that the allocator keeps. glibc returns blocks over 32 MiB at once and keeps smaller ones, and an
-  aligned block does not go into a hole of its own size. On MPS, whose allocator caches too, the same allowance; not measured.
-- runtime: kernels' scratch and code. Measured on Linux: 38 MB of a model of nothing, some 20 MB more for matrix products of
-  real size; an assumption elsewhere.
+- activations: what the forward pass keeps, see ``counting``. With checkpointing the input of each decoder layer (Chen et al.
+  2016).
+- logits: the loss's own tensors.
+- layer: one layer's backward pass, where it takes more than the loss; with checkpointing that layer's activations too.
+- allocator: freed blocks that the allocator keeps (an allowance; on MPS not measured).
+- runtime: kernels' scratch and code. Measured on Linux; an assumption elsewhere.
 
-Which way the step is computed (plain or fast, what the backward pass computes again) is settled as the trainer settles it.
+A forecast is advice: it never raises. Where a model cannot be counted it says why, and checkpointing is on to be safe.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.training import memory
-from mac_lora_helpers.training.dry_run import Way
+from mac_lora_helpers.training.counting import KEPT_BELOW, Counted, Head, count, plain_head
 from mac_lora_helpers.training.fast.plan import Plan, choose_plan, kept
-from mac_lora_helpers.training.head_memory import HeadMemory, fast_head, plain_head
-from mac_lora_helpers.training.step_memory import Model, StepMemory, model_of
+from mac_lora_helpers.training.recipe import first_line
 
 RUNTIME_BYTES = {"cpu": 60_000_000, "mps": 300_000_000, "cuda": 100_000_000}
-#: glibc's largest threshold between blocks that are returned when freed and blocks that are kept (mallopt(3)).
-KEPT_BELOW = 32 * 2**20
 #: Share of the free memory that a training may plan for; the rest is for the system and what else runs.
 SHARE = 0.9
+#: Tensors of the widest kind that a layer's backward pass has at once: the gradients of an MLP's gate, up and product.
+TURNING = 3
 
 MEANINGS = {
     "weights": "the frozen base model",
@@ -49,172 +49,241 @@ MEANINGS = {
 
 
 @dataclass(frozen=True)
-class MemoryForecast:
+class Forecast:
     """Predicted peak memory of a training, above what the process used before the model was loaded.
 
     Attributes:
-        parts: bytes by part, in the order of ``MEANINGS``; their sum is the peak.
+        parts: bytes by part, in the order of ``MEANINGS``; their sum is the peak. Empty where nothing could be counted.
+        reason: why nothing could be counted.
+        available_bytes: what the whole training may take.
         shape: rows and tokens of the largest batch.
         parameters: of the base and of the adapter, and the number of decoder layers.
-        gradient_checkpointing: whether it is on, as settled.
-        checkpointing_reason: why.
-        dtype: of the frozen weights.
-        path: plain or fast, as predicted.
-        path_reason: why.
-        plan: what the fast path computes again; None on the plain path.
+        device, dtype: what it would run on and in.
+        gradient_checkpointing: on or off; with ``auto`` in the config what was chosen. checkpointing_reason: why.
+        path: plain or fast. path_reason: why. plan: what the fast path computes again.
+        advice: where it does not fit, settings that do, in a sentence.
     """
 
-    parts: dict[str, int]
-    shape: tuple[int, int]
+    parts: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    available_bytes: int | None = None
+    shape: tuple[int, int] = (0, 0)
     parameters: dict[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
     gradient_checkpointing: bool = False
     checkpointing_reason: str = "as asked"
-    dtype: str = "float32"
     path: str = "plain"
     path_reason: str = ""
     plan: Plan | None = None
+    advice: str = ""
 
     @property
-    def total_bytes(self) -> int:
-        """Predicted peak in bytes."""
-        return sum(self.parts.values())
+    def total_bytes(self) -> int | None:
+        """Predicted peak in bytes; None where nothing could be counted."""
+        return sum(self.parts.values()) if self.parts else None
 
-    def fits(self, available: int) -> bool:
-        """Whether the peak stays within ``available`` bytes."""
-        return self.total_bytes <= available
+    @property
+    def fits(self) -> bool | None:
+        """Whether the peak stays within ``available_bytes``; None where one of them is not known."""
+        return self.total_bytes <= self.available_bytes if self.parts and self.available_bytes is not None else None
+
+    @property
+    def text(self) -> str:
+        """One line: "fits: 2.1 GB of 9.3 GB"."""
+        if not self.parts:
+            return f"memory not counted: {self.reason}"
+        verdict = {True: "fits: ", False: "does not fit: ", None: ""}[self.fits]
+        free = f" of {memory.text(self.available_bytes)}" if self.available_bytes is not None else ""
+        return f"{verdict}{memory.text(self.total_bytes)}{free}"
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(part, size, meaning) for a table, the sum last."""
+        if not self.parts:
+            return [("together", "not counted", self.reason)]
         table = [(name, memory.text(size), MEANINGS[name]) for name, size in self.parts.items()]
         return [*table, ("together", memory.text(self.total_bytes), f"peak for a batch of {self.shape[0]} × {self.shape[1]} tokens")]
 
 
-def predict_memory(
-    config: Config, model_config: Any, lengths: Any = None, device: str = "cpu", available: int | None = None
-) -> MemoryForecast:
-    """Predicts the peak from the configuration alone; nothing is loaded.
+def forecast(
+    config: Config,
+    model_config: Any = None,
+    lengths: Sequence[int] | None = None,
+    device: str | None = None,
+    available: int | None = None,
+) -> Forecast:
+    """Predicts the peak of a training with these parameters; loads no weights and never raises.
 
     Args:
         config: the resolved parameters. With ``gradient_checkpointing`` auto it is off when all fits into ``available``.
-        model_config: a transformers configuration (``model.config`` or ``AutoConfig``).
-        lengths: the rows' lengths in tokens, if known: the longest bounds the batch, and so do the number of rows.
-        device: cpu, mps or cuda.
-        available: bytes that the whole training may take; None: enough for anything.
-
-    Raises:
-        InputError: ``lora_targets`` names a module that the model does not have.
+        model_config: a transformers configuration; None: read from ``config.model_id``'s folder, or the Hub's cache.
+        lengths: the rows' lengths in tokens, if known: the longest bounds the batch, and so does the number of rows.
+        device: cpu, mps or cuda; None: as ``config.device`` chooses.
+        available: bytes that the whole training may take; None: nine tenths of what is free now.
     """
-    ask = _Question(config, model_config, lengths, device, available)
-    if config.gradient_checkpointing != "auto":
-        return ask.forecast(bool(config.gradient_checkpointing), "as asked")
-    off = ask.forecast(False, "all of it fits")
-    if available is None or off.fits(available):
-        return off
-    why = f"without it {memory.text(off.total_bytes)} of {memory.text(available)}"
-    return ask.forecast(True, why)
+    known = Forecast(shape=batch_shape(config, lengths), device=device or "cpu", dtype=config.dtype, available_bytes=available)
+    try:
+        device = device or _device(config.device)
+        available = int(memory.available(device) * SHARE) if available is None else available
+        known = replace(known, device=device, available_bytes=available)
+        text = (model_config or read_model_config(config)).get_text_config()
+        ask = functools.partial(_settled, model_config=text, known=known, lengths=lengths)
+        found = ask(config)
+        return replace(found, advice=_advice(config, found, ask)) if found.fits is False else found
+    except Exception as error:  # advice must not stop work, whatever a model's code does with shapes
+        reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        auto = config.gradient_checkpointing == "auto"
+        why = "the memory could not be counted, and with it less is needed" if auto else "as asked"
+        on = auto or bool(config.gradient_checkpointing)
+        return replace(known, reason=reason, gradient_checkpointing=on, checkpointing_reason=why)
 
 
-class _Question:
-    """One recipe, asked with and without checkpointing."""
-
-    def __init__(self, config: Config, model_config: Any, lengths: Any, device: str, available: int | None) -> None:
-        self.config, self.device, self.available = config, device, available
-        self.model: Model = model_of(model_config)
-        self.lora = self.model.lora(config)
-        self.rows, self.tokens = _batch_shape(config, lengths)
-        self.itemsize = self.model.weight_bytes(config.dtype) // self.model.parameters
-        self.targets = frozenset(self.lora.target_modules)
-        adapter = self.model.adapter_parameters(self.targets, self.lora.r, config.lora_layers)
-        self.fixed = {
-            "weights": self.model.weight_bytes(config.dtype),
-            "adapter": 4 * adapter,
-            "gradients": 4 * adapter,
-            "optimizer": 8 * adapter,
-        }
-        self.parameters = {"base": self.model.parameters, "adapter": adapter, "layers": self.model.layers}
-
-    def forecast(self, checkpointing: bool, why: str) -> MemoryForecast:
-        reason = "switched off" if self.config.fast_path == "off" else self.model.why_not_fast(self.targets, self.config.dtype)
-        plan = None if reason else self._plan(checkpointing)
-        step, head = self._fast(plan) if plan else self._plain(checkpointing)
-        parts = {**self.fixed, **_working_set(step, head, self.device), "runtime": RUNTIME_BYTES[self.device]}
-        path = ("fast", "known architecture") if plan else ("plain", reason)
-        return MemoryForecast(parts, (self.rows, self.tokens), self.parameters, checkpointing, why, self.config.dtype, *path, plan)
-
-    def _plan(self, checkpointing: bool) -> Plan:
-        """As ``fast.install`` plans."""
-        sizes = kept(self.model.config, self.rows, self.tokens, self.itemsize, self.lora, self.device)
-        wanted = "mlp" if self.config.fast_path == "lean" else "auto" if checkpointing else "nothing"
-        return choose_plan(sizes, self._budget(sizes) if wanted == "auto" else None, wanted)
-
-    def _budget(self, sizes: Any) -> int | None:
-        from mac_lora_helpers.training.fast.head import tile, tile_bytes
-
-        if self.available is None:
-            return None
-        tokens = self.rows * self.tokens
-        logits = tile_bytes(tokens, self.model.width, self.model.vocabulary, self.itemsize, tile(self.device))
-        return self.available - sum(self.fixed.values()) - logits - 2 * sizes.wide
-
-    def _active(self) -> int:
-        return self.config.lora_layers or self.model.layers
-
-    def _step(self, path: str, again: str, active: int) -> StepMemory:
-        way = Way(self.device, path, again)
-        return self.model.step(self.lora, self.config.dtype, way, self.rows, self.tokens, active)
-
-    def _plain(self, checkpointing: bool) -> tuple[StepMemory, HeadMemory]:
-        # checkpointing keeps every layer's input, adapted or not
-        step = self._step("plain", "layers", self.model.layers) if checkpointing else self._step("plain", "nothing", self._active())
-        return step, plain_head(self.rows * (self.tokens - 1), self.model.width, self.model.vocabulary, self.itemsize, self.device)
-
-    def _fast(self, plan: Plan) -> tuple[StepMemory, HeadMemory]:
-        active = self._active()
-        if plan.kind != "mlp":
-            step = self._step("fast", plan.kind, active)
-        else:
-            lean, whole = self._step("fast", "mlp", active), self._step("fast", "nothing", active)
-            step = lean.plus(whole.plus(lean, -1), (active - min(plan.mlp_layers, active)) / active)
-        tokens = self.rows * (self.tokens - 1)
-        return step, fast_head(tokens, self.model.width, self.model.vocabulary, self.itemsize, self.device, plan.kind)
+def forecast_for(config: Config, model: Any, lengths: Sequence[int], device: str) -> Forecast:
+    """The same for a model that is loaded: its weights are no longer among what is free."""
+    loaded = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    config = config.model_copy(update={"dtype": str(model.dtype).removeprefix("torch.")})
+    return forecast(config, model.config, lengths, device, int(memory.available(device) * SHARE) + loaded)
 
 
-def _batch_shape(config: Config, lengths: Any) -> tuple[int, int]:
+def turn_down(config: Config, trainer: Any) -> str:
+    """What to turn down, for a trainer that ran out of memory."""
+    known = trainer.forecast
+    settled = config.model_copy(update={"gradient_checkpointing": known.gradient_checkpointing, "dtype": known.dtype})
+    found = forecast(settled, trainer.model.config, None, known.device, memory.available(known.device))
+    return found.advice or "shorten max_seq_length, set per_device_train_batch_size=1 or gradient_checkpointing=true"
+
+
+def batch_shape(config: Config, lengths: Sequence[int] | None) -> tuple[int, int]:
+    """Rows and tokens of the largest batch."""
     known = list(lengths) if lengths is not None else []
     rows = min(config.per_device_train_batch_size, len(known)) if known else config.per_device_train_batch_size
     return rows, max(2, min(max(known, default=config.max_seq_length), config.max_seq_length))
 
 
-def _working_set(step: StepMemory, head: HeadMemory, device: str) -> dict[str, int]:
-    """Activations, logits, the rest of the peak, and what the allocator keeps besides."""
-    peak = max(step.forward, step.kept + head.forward, step.turned + head.backward, step.backward)
-    logits = min(max(head.forward, head.backward), peak - step.kept)
-    own = {"activations": step.kept, "logits": logits, "layer": peak - step.kept - logits}
-    if device == "cuda":
-        return {**_whole(own), "allocator": 0}
-    layer = max(step.backward - step.turned, 0) if step.widest < KEPT_BELOW else 0
-    return _whole({**own, "allocator": layer + head.holes})
+def _settled(config: Config, model_config: Any, known: Forecast, lengths: Sequence[int] | None) -> Forecast:
+    """Checkpointing as asked; with auto it is on if the training would not fit otherwise."""
+    known = replace(known, shape=batch_shape(config, lengths), dtype=config.dtype)
+    found = count(config, model_config, *known.shape, known.device)
+    ask = functools.partial(_forecast, config, model_config, found)
+    if config.gradient_checkpointing != "auto":
+        return ask(known, bool(config.gradient_checkpointing))
+    off = ask(replace(known, checkpointing_reason="all of it fits"), False)
+    if off.fits is not False:
+        return off
+    why = f"without it {memory.text(off.total_bytes)} of {memory.text(known.available_bytes)}"
+    return ask(replace(known, checkpointing_reason=why), True)
 
 
-def _whole(parts: dict[str, float]) -> dict[str, int]:
-    return {name: max(round(size), 0) for name, size in parts.items()}
+def _forecast(config: Config, model_config: Any, found: Counted, known: Forecast, checkpointing: bool) -> Forecast:
+    fixed = {"weights": found.base * found.itemsize, "adapter": 4 * found.adapter, "gradients": 4 * found.adapter}
+    fixed["optimizer"] = 8 * found.adapter
+    reason = "switched off" if config.fast_path == "off" else found.why_not_fast
+    path = _plain(found, known, checkpointing) if reason else _fast(config, model_config, found, known, checkpointing, fixed)
+    activations, layer, head, plan = path
+    small = known.device != "cuda" and found.widest < KEPT_BELOW
+    again = max(found.layers) if checkpointing and not plan else 0
+    own = {
+        "activations": activations,
+        "logits": max(head.forward, head.backward),
+        "layer": max(layer - head.backward, 0),
+        "allocator": head.holes + (TURNING * found.widest + again if small else 0),
+        "runtime": RUNTIME_BYTES[known.device],
+    }
+    return replace(
+        known,
+        parts={name: round(size) for name, size in {**fixed, **own}.items()},
+        parameters={"base": found.base, "adapter": found.adapter, "layers": len(found.layers)},
+        gradient_checkpointing=checkpointing,
+        path="fast" if plan else "plain",
+        path_reason=reason or "known architecture",
+        plan=plan,
+    )
 
 
-def predict_for(config: Config, model: Any, dataset: Any, device: str, available: int | None = None) -> MemoryForecast:
-    """The forecast for a loaded model and the rows that it will be trained on; ``available`` beside the loaded weights."""
-    dtype = str(model.dtype).removeprefix("torch.")
-    lengths = [len(ids) for ids in dataset.select_columns(["input_ids"]).with_format("arrow")["input_ids"]]
-    config = config.model_copy(update={"dtype": dtype})
-    if available is None:
-        available = int(memory.available(device) * SHARE) + sum(p.numel() * p.element_size() for p in model.parameters())
-    return predict_memory(config, model.config, lengths, device, available)
+def _plain(found: Counted, known: Forecast, checkpointing: bool) -> tuple[int, int, Head, None]:
+    """(activations, one layer's backward pass, the loss) on TRL's own path."""
+    rows, tokens = known.shape
+    head, turning = plain_head(rows * (tokens - 1), found, known.device), TURNING * found.widest
+    if checkpointing:  # every layer's input is kept, adapted or not
+        return found.outside + found.boundary * len(found.layers), max(found.layers) + turning, head, None
+    return found.outside + sum(found.layers), turning, head, None
 
 
-def advice(config: Config, trainer: Any) -> str:
-    """What to turn down, for a trainer that ran out of memory."""
-    from mac_lora_helpers.training.savings import turn_down
+def _fast(
+    config: Config, model_config: Any, found: Counted, known: Forecast, checkpointing: bool, fixed: dict[str, int]
+) -> tuple[int, int, Head, Plan]:
+    """The same on the fast path, which plans by its own count of what it keeps."""
+    from mac_lora_helpers.training.fast.head import tile, tile_bytes
 
-    device = trainer.args.device.type
-    checkpointing = bool(trainer.args.gradient_checkpointing)
-    settled = config.model_copy(update={"gradient_checkpointing": checkpointing, "dtype": trainer.forecast.dtype})
-    return turn_down(settled, trainer.model.config, trainer.forecast, memory.available(device), device)
+    rows, tokens = known.shape
+    head = functools.partial(tile_bytes, width=found.width, vocabulary=found.vocabulary, itemsize=found.itemsize)
+    sizes = kept(model_config, rows, tokens, found.itemsize, found.lora, known.device)
+    wanted = "mlp" if config.fast_path == "lean" else "auto" if checkpointing else "nothing"
+    taken = sum(fixed.values()) + head(rows * tokens, size=tile(known.device)) + 2 * sizes.wide
+    free = known.available_bytes - taken if wanted == "auto" and known.available_bytes is not None else None
+    plan = choose_plan(sizes, free, wanted)
+    gradient, again = rows * (tokens - 1) * found.width * found.itemsize, sizes.layer if plan.whole_layers else 0
+    logits = head(rows * (tokens - 1), size=tile(known.device, plan.kind)) + gradient
+    return plan.kept_bytes - again, again + 2 * sizes.wide, Head(logits, gradient), plan
+
+
+def _advice(config: Config, found: Forecast, ask: Callable[[Config], Forecast]) -> str:
+    """First what changes no result, then shorter rows, each on top of those before."""
+    rows, tokens = found.shape
+    need = (
+        f"a batch of {rows} × {tokens} tokens needs about {memory.text(found.total_bytes)}, {memory.text(found.available_bytes)} are free"
+    )
+    steps: dict[str, str] = {}
+    for setting, changes in _turns(config, found):
+        config = config.model_copy(update=changes)
+        steps[setting.split("=")[0]] = setting
+        smaller = ask(config)
+        if smaller.fits:
+            return f"{need}; {', '.join(steps.values())} would need about {memory.text(smaller.total_bytes)}, which fits"
+    return f"{need}, and no shorter length fits; take a smaller model, or train in the cloud"
+
+
+def _turns(config: Config, found: Forecast) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Settings to turn down, one after the other."""
+    if config.per_device_train_batch_size > 1:
+        rows = config.effective_batch_size
+        changes = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}
+        yield f"per_device_train_batch_size=1 with gradient_accumulation_steps={rows}", changes
+    if not found.gradient_checkpointing:
+        yield "gradient_checkpointing=true", {"gradient_checkpointing": True}
+    if found.path == "plain" and config.fast_path == "off":
+        yield "fast_path=auto", {"fast_path": "auto"}
+    for share in (0.75, 0.5, 0.375, 0.25, 0.125):
+        shorter = max(8, int(found.shape[1] * share) // 8 * 8)
+        yield f"max_seq_length={shorter}", {"max_seq_length": shorter}
+
+
+def read_model_config(config: Config) -> Any:
+    """The model's transformers configuration, from its folder or the Hub.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    try:
+        return _read(config.model_path, config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the configuration of {config.model_id!r} cannot be read: {first_line(error)}",
+            where="parameter model_id",
+            fix="a folder with config.json, or a Hub id that this machine can reach",
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str, remote: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path, trust_remote_code=remote)
+
+
+@functools.cache
+def _device(wanted: str) -> str:
+    from mac_lora_helpers import environment
+    from mac_lora_helpers.config import resolve
+
+    return environment.choose_device(resolve({"device": wanted}, env={})).name

@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from typing import Any
 
 from mac_lora_helpers.errors import InputError
 
-#: Attention projections by family (``model_type``). Other families: see ``_attention_linears``.
-_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
-_QKV_OUT = ("q_proj", "k_proj", "v_proj", "out_proj")
-_FUSED_DENSE = ("query_key_value", "dense")
-FAMILIES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2"), _QKVO),
-    **dict.fromkeys(("stablelm", "starcoder2", "granite", "cohere", "qwen2_moe", "qwen3_moe"), _QKVO),
-    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "c_proj")),
-    **dict.fromkeys(("gptj", "gpt_neo", "opt"), _QKV_OUT),
-    **dict.fromkeys(("bloom", "gpt_neox", "falcon"), _FUSED_DENSE),
-    "phi": ("q_proj", "k_proj", "v_proj", "dense"),
-    "phi3": ("qkv_proj", "o_proj"),
-    "codegen": ("qkv_proj", "out_proj"),
-    "mpt": ("Wqkv", "out_proj"),
-}
+#: Parts of a module's name that stand for what mixes the positions of a layer: attention, and in hybrid models what stands in
+#: its place (Mamba, linear attention, short convolutions).
+_MIXERS = ("attn", "attention", "mamba", "mixer", "conv", "ssm", "recurrent")
+#: Never adapted: routers, whose choice of experts an adapter would upset, and the gates of linear attention, one number a head.
+_NEVER = {"router", "gate", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba"}
+#: Mamba's fused kernels read this weight and pass an adapter by; PEFT refuses it there.
+_READ_BY_KERNELS = re.compile(r"(mamba|mixer|ssm)\.out_proj$")
+_TOWERS = re.compile(r"(?i)(^|\.)(vision|visual|image|audio|multi_modal|mm_|speech|embed_vision|embed_audio)")
+
+
+def layer_list(model: Any) -> tuple[str, Any]:
+    """The decoder layers and the name of their list: the longest ``ModuleList`` that is in no other, nor in a tower."""
+    import torch
+
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    outer = {
+        name: module
+        for name, module in lists.items()
+        if not _TOWERS.search(name) and not any(name.startswith(f"{other}.") for other in lists)
+    }
+    return max(outer.items(), key=lambda item: len(item[1]), default=("", ()))
+
+
+def decoder_layers(model: Any) -> Any:
+    """The list of decoder layers; empty where there is none."""
+    return layer_list(model)[1]
 
 
 def linear_modules(model: Any) -> dict[str, Any]:
-    """Every linear layer an adapter can sit on, by its full name; the output head is left out.
+    """Every linear layer an adapter can sit on, by its full name: those of the decoder layers, but routers.
 
-    TRL computes the loss from the head's weight directly, so an adapter there would never be trained.
+    The output head is not among them: TRL computes the loss from its weight directly, so an adapter there would never be
+    trained. Nor are the towers of a model that also takes images or sound: text rows never reach them.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
-    return {name: module for name, module in model.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head}
+    path = layer_list(model)[0]
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and name.startswith(f"{path}.") and _adaptable(name)
+    }
+
+
+def _adaptable(name: str) -> bool:
+    return name.rsplit(".", 1)[-1] not in _NEVER and not _READ_BY_KERNELS.search(name)
 
 
 def candidates(model: Any) -> dict[str, int]:
@@ -47,8 +68,8 @@ def find_targets(model: Any, wanted: str = "auto") -> list[str]:
 
     Args:
         model: a causal language model of transformers.
-        wanted: ``auto`` (attention projections), ``all-linear``, or names separated by commas; a name is the
-            last part of a module's name (``q_proj``) or a dotted end of it (``mlp.c_proj``).
+        wanted: ``auto`` (the projections of attention, and of what stands in its place), ``all-linear``, or names separated by
+            commas; a name is the last part of a module's name (``q_proj``) or a dotted end of it (``mlp.c_proj``).
 
     Returns:
         Names for ``LoraConfig.target_modules``, each of which exists in the model.
@@ -79,7 +100,7 @@ def top_layers(model: Any, count: int, targets: list[str]) -> tuple[list[int] | 
     """
     if not count:
         return None, None
-    path, layers = _layer_list(model)
+    path, layers = layer_list(model)
     if count > len(layers):
         raise InputError(
             f"lora_layers={count}, but this model ({model.config.model_type}) has {len(layers)} decoder layers",
@@ -96,41 +117,24 @@ def top_layers(model: Any, count: int, targets: list[str]) -> tuple[list[int] | 
     return list(range(len(layers) - count, len(layers))), path.rsplit(".", 1)[-1]
 
 
-def _layer_list(model: Any) -> tuple[str, Any]:
-    """The longest ``ModuleList`` of the model and its name: the decoder layers."""
-    import torch
-
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
-    if not lists:
-        raise InputError("no list of decoder layers was found in this model", where="parameter lora_layers", fix="set lora_layers=0")
-    return max(lists.items(), key=lambda item: len(item[1]))
-
-
 def _carries(name: str, target: str) -> bool:
     """Whether a target is the module's name or a dotted end of it."""
     return name == target or name.endswith(f".{target}")
 
 
 def _auto(model: Any) -> list[str]:
-    present = candidates(model)
-    family = getattr(model.config, "model_type", "")
-    names = [name for name in FAMILIES.get(family, ()) if name in present] or _attention_linears(model)
-    if not names:
-        raise InputError(
-            f"no attention projection was recognized in this {family or 'model'}",
-            where="parameter lora_targets",
-            fix=f"name the modules yourself, or take all-linear; the model has {_listing(present)}",
-        )
-    return names
-
-
-def _attention_linears(model: Any) -> list[str]:
-    """For a family that is not in the table: the linear layers below a module called like attention."""
+    """The projections of whatever mixes positions in a layer."""
     found = {}
     for name in linear_modules(model):
         *path, leaf = name.split(".")
-        if any("attn" in part.lower() or "attention" in part.lower() for part in path):
+        if any(mixer in part.lower() for part in path for mixer in _MIXERS):
             found[leaf] = True
+    if not found:
+        raise InputError(
+            f"no attention projection was recognized in this {getattr(model.config, 'model_type', '') or 'model'}",
+            where="parameter lora_targets",
+            fix=f"name the modules yourself, or take all-linear; the model has {_listing(candidates(model))}",
+        )
     return list(found)
 
 

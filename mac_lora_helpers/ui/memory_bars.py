@@ -25,7 +25,7 @@ def memory_figure(metrics: Mapping[str, Any]) -> Picture:
     Args:
         metrics: the content of ``train_metrics.json``.
     """
-    predicted, measured = metrics["predicted_memory_bytes"], metrics["peak_memory_bytes"]
+    predicted, measured = metrics["predicted_memory_bytes"] or 0, metrics["peak_memory_bytes"]
     unit, scale = ("GB", 1e9) if max(predicted, measured) >= 1e9 else ("MB", 1e6)
     figure = Picture(figsize=(10, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -36,12 +36,13 @@ def memory_figure(metrics: Mapping[str, Any]) -> Picture:
         start += size
     axes.barh("measured", measured / scale, color=GREY, height=0.6)
     for name, value in (("predicted", predicted), ("measured", measured)):
-        axes.annotate(f" {value / scale:.3g} {unit}", (value / scale, name), va="center")
+        axes.annotate(f" {value / scale:.3g} {unit}" if value else " not counted", (value / scale, name), va="center")
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(axis="y", visible=False)
-    share = measured / predicted if predicted else float("nan")
-    axes.set(title=f"Peak memory: measured is {share:.0%} of predicted", xlabel=f"peak memory of the training ({unit})")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=9)
+    told = f"measured is {measured / predicted:.0%} of predicted" if predicted else "measured; this model's could not be predicted"
+    axes.set(title=f"Peak memory: {told}", xlabel=f"peak memory of the training ({unit})")
+    if predicted:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=9)
     figure.alt = f"Peak memory of the training: predicted {predicted / scale:.3g} {unit}, measured {measured / scale:.3g} {unit}"
     return figure

@@ -7,10 +7,8 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import UserError
-from mac_lora_helpers.text import duration, size
+from mac_lora_helpers.text import size
 from mac_lora_helpers.ui.form import ConfigForm
-from mac_lora_helpers.ui.idle import Idle
 from mac_lora_helpers.ui.parts import TEXT, escape, headless, note
 from mac_lora_helpers.ui.settings import settings_table
 from mac_lora_helpers.ui.tables import Table
@@ -52,25 +50,18 @@ class TrainingForm(ConfigForm):
     def __init__(self, config: Config, names: Sequence[str], lengths: Sequence[int] | None = None) -> None:
         import ipywidgets as widgets
 
-        from mac_lora_helpers import training
-
-        self._ask, self._lengths, self.forecast = training.fit, lengths, None
-        self._idle = Idle(lambda: training.count_ahead(self.config.model_copy(), lengths=lengths))
+        self._lengths, self.forecast = lengths, None
         self.bar = widgets.HTML(layout=widgets.Layout(width="min(60em, 100%)"))
         super().__init__(config, names, top=self.bar, on_change=self._measure)
         self._measure()
 
     def _measure(self) -> None:
         # In the kernel's main thread on purpose: beside a cell that loads a model, two would turn torch's defaults under each other.
+        from mac_lora_helpers import training
+
         self.bar.value = bar(self.forecast) + note("counting …")
-        try:
-            self.forecast = self._ask(self.config, lengths=self._lengths)
-        except UserError as error:
-            refused = f"✗ no forecast for these values: {error.what}" + (f"; to do: {error.fix}" if error.fix else "")
-            self.bar.value = bar(self.forecast) + note(refused, "refused", live=True)
-            return
+        self.forecast = training.forecast(self.config, lengths=self._lengths)
         self.bar.value = bar(self.forecast)
-        self._idle.begin()
 
     def static_html(self) -> str:
         """The bar, then the values."""
@@ -85,6 +76,8 @@ def bar(forecast: Any) -> str:
     """The prediction as a bar up to what is free here, with the same in words; empty before there is one."""
     if forecast is None:
         return ""
+    if not forecast.parts:
+        return note(" · ".join(words(forecast)), "changed", live=True)
     scale = 100 / max(forecast.total_bytes, forecast.available_bytes, 1)
     shares = [(name, count, colour) for name, count, colour in _shares(forecast.parts) if count]
     pieces = "".join(f"<span style='width:{scale * count:.2f}%;background:{colour}'></span>" for _, count, colour in shares)
@@ -109,27 +102,15 @@ def bar(forecast: Any) -> str:
 
 
 def words(forecast: Any) -> list[str]:
-    """The prediction in sentences: whether it fits, the time, and what to turn down."""
+    """The prediction in sentences: whether it fits, checkpointing, and what to turn down."""
     if forecast is None:
         return []
+    chosen = f"gradient checkpointing {'on' if forecast.gradient_checkpointing else 'off'}: {forecast.checkpointing_reason}"
+    if not forecast.parts:
+        return [f"memory not counted: {forecast.reason}", chosen]
     verdict = "✓ fits" if forecast.fits else "✗ does not fit"
     first = f"{verdict}: needs about {size(forecast.total_bytes)} of the {size(forecast.available_bytes)} that a training may take here now"
-    reason = getattr(forecast, "checkpointing_reason", "")
-    chosen = [f"gradient checkpointing {'on' if forecast.gradient_checkpointing else 'off'}: {reason}"] if reason else []
-    advice = [forecast.advice] if isinstance(forecast.advice, str) else list(forecast.advice or [])
-    return [
-        first,
-        time_text(forecast.steps, forecast.step_seconds, forecast.total_seconds),
-        *chosen,
-        *(f"to do: {line}" for line in advice if line),
-    ]
-
-
-def time_text(steps: int | None, step_seconds: float | None, total_seconds: float | None) -> str:
-    """The predicted time in words."""
-    if step_seconds is None or total_seconds is None:
-        return f"time: known after the first steps on this machine{f' ({steps:,} steps)' if steps else ''}"
-    return f"time: about {duration(total_seconds)}" + (f" ({steps:,} steps of {step_seconds:.2g} s)" if steps else "")
+    return [first, chosen, *([f"to do: {forecast.advice}"] if forecast.advice else [])]
 
 
 def _shares(parts: Mapping[str, int]) -> list[tuple[str, int, str]]:

@@ -170,7 +170,9 @@ def training_table(metrics: Mapping[str, Any]) -> Table:
     rows = [(name, metrics[name], meaning) for name, meaning in TRAINING.items() if metrics.get(name) is not None]
     predicted, measured = metrics["predicted_memory_bytes"], metrics["peak_memory_bytes"]
     rows += [
-        ("memory predicted", size(predicted), "peak, from the model's shape alone"),
+        ("memory predicted", size(predicted), "peak, from the model's shape alone")
+        if predicted
+        else ("memory predicted", "not counted", metrics.get("not_predicted") or ""),
         ("memory measured", size(measured), "peak, during the run"),
     ]
     return Table(["what", "value", "meaning"], rows)

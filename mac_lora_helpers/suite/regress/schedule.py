@@ -145,4 +145,4 @@ class _Room:
 def _forecast(case: Case) -> int:
     from mac_lora_helpers import training
 
-    return training.fit(resolve({**case.parameters, "preset": case.preset}, env={})).total_bytes
+    return training.forecast(resolve({**case.parameters, "preset": case.preset}, env={})).total_bytes or 0

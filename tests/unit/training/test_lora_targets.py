@@ -6,9 +6,9 @@ from training_rows import dataset, rows
 
 from mac_lora_helpers import training
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.training.dry_run import meta_model
+from mac_lora_helpers.training.counting import meta_model
 from mac_lora_helpers.training.fast.known import FAMILIES as KNOWN
-from mac_lora_helpers.training.targets import FAMILIES, linear_modules
+from mac_lora_helpers.training.targets import linear_modules
 
 QKVO = {"q_proj", "k_proj", "v_proj", "o_proj"}
 TRAINED = {
@@ -25,11 +25,10 @@ TRAINED = {
 
 
 def shape_only(family, **values):
-    import torch
     from transformers import AutoConfig
 
     sizes = {**SIZES, "vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    return meta_model(AutoConfig.for_model(family, **sizes, **values), torch.float32)
+    return meta_model(AutoConfig.for_model(family, **sizes, **values), "float32")
 
 
 @pytest.mark.parametrize("family", TRAINED)
@@ -49,16 +48,45 @@ def test_a_tiny_model_of_the_family_trains_five_steps_and_passes_the_audit(famil
     )
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_name_of_the_table_is_in_a_model_of_its_family(family):
-    values = {"attention_types": [[["global", "local"], 1]]} if family == "gpt_neo" else {}
-    model = shape_only(family, **values)
-    assert tuple(training.find_targets(model)) == FAMILIES[family], training.candidates(model)
+OTHERS = {
+    **dict.fromkeys(
+        ("gemma2", "gemma3_text", "smollm3", "olmo2", "stablelm", "starcoder2", "granite", "cohere", "mixtral", "qwen3_moe"), QKVO
+    ),
+    **{key: {"q_proj", "k_proj", "v_proj", "out_proj"} for key in ("gptj", "opt")},
+    **{key: {"query_key_value", "dense"} for key in ("falcon", "persimmon")},
+    "phi3": {"qkv_proj", "o_proj"},
+    "codegen": {"qkv_proj", "out_proj"},
+    "mpt": {"Wqkv", "out_proj"},
+    "mamba2": {"in_proj"},
+    "lfm2": {"q_proj", "k_proj", "v_proj", "out_proj", "in_proj"},
+}
 
 
-def test_a_family_that_is_not_in_the_table_gets_its_attention_projections():
-    assert "persimmon" not in FAMILIES
-    assert set(training.find_targets(shape_only("persimmon"))) == {"query_key_value", "dense"}
+@pytest.mark.parametrize("family", OTHERS)
+def test_what_mixes_the_positions_of_a_layer_is_adapted(family):
+    values = {"layer_types": ["conv", "full_attention"]} if family == "lfm2" else {}
+    values |= {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1} if family == "mamba2" else {}
+    assert set(training.find_targets(shape_only(family, **values))) == OTHERS[family]
+
+
+def test_no_tower_no_router_no_head():
+    """A model that takes images too, whole: only the decoder layers of its language part can be adapted."""
+    from transformers import Gemma3Config
+
+    text = {**SIZES, "vocab_size": 400, "head_dim": 8}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    whole = meta_model(Gemma3Config(text_config=text, vision_config=vision), "float32")
+    assert set(training.find_targets(whole, "all-linear")) == QKVO | {"gate_proj", "up_proj", "down_proj"}
+    assert all("language_model.layers" in name for name in linear_modules(whole))
+    experts = shape_only("qwen3_next", num_experts=4, num_experts_per_tok=2, layer_types=["linear_attention", "full_attention"])
+    assert not {"gate", "shared_expert_gate", "in_proj_ba", "lm_head"} & set(training.find_targets(experts, "all-linear"))
 
 
 def test_all_linear_is_every_linear_layer_but_the_head():
