@@ -207,21 +207,17 @@ def _check_data(arguments: argparse.Namespace) -> int:
 def _estimate(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers import training
     from mac_lora_helpers.suite.preflight import check_model_folder
-    from mac_lora_helpers.training.estimate import rows
     from mac_lora_helpers.ui.tables import Table
 
     config = _config(_explicit(arguments))
     check_model_folder(config)
     result = training.estimate(config)
     if arguments.json:
-        _print_json(result)
+        _print_json({name: value for name, value in result.items() if name != "table"})
         return 0
-    print(Table(["what", "value", "meaning"], rows(result), title=f"{result['model_id']}: {result['verdict']}"))
-    savings = [f"{item['setting']} saves {item['saves_bytes'] / 1e6:.0f} MB" for item in result["savings"]]
+    print(Table(["what", "value", "meaning"], result["table"], title=f"{result['model_id']}: {result['verdict']}"))
     where = result["where"]
-    print(
-        "\n".join([*filter(None, [result["advice"]]), *savings, f"where to run: {where['where']}", *(f"  {r}" for r in where["reasons"])])
-    )
+    print("\n".join([*filter(None, [result["advice"]]), f"where to run: {where['where']}", *(f"  {r}" for r in where["reasons"])]))
     return 0
 
 
