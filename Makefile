@@ -3,7 +3,7 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo lab test check lint drills test-oldest test-newest audit regress planted repeats docs screenshots lock clean
+.PHONY: help demo lab test check lint drills test-oldest test-newest audit regress planted docs screenshots lock clean
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
@@ -14,7 +14,6 @@ help:
 	@echo "make audit  known weaknesses of the locked dependencies (asks PyPI's advisories)"
 	@echo "make regress  the regression cases against their baselines: outputs/regression/"
 	@echo "make planted  plants faults and looks whether the regression run turns red"
-	@echo "make repeats  the regression cases twenty times over: none may turn red (two to three hours)"
 	@echo "make docs   write docs/troubleshooting.md from its table"
 	@echo "make screenshots  every notebook after Run All as pictures: outputs/screenshots/"
 	@echo "make lock   resolve constraints.txt again from pyproject.toml"
@@ -59,10 +58,7 @@ regress: $(READY)
 	$(PYTHON) -m mac_lora_helpers regress
 
 planted: $(READY)
-	$(PYTHON) regression/planted/drill.py
-
-repeats: $(READY)
-	$(PYTHON) regression/repeats.py
+	$(PYTHON) tests/regression/planted/drill.py
 
 docs: $(READY)
 	$(PYTHON) -m mac_lora_helpers.troubleshooting > docs/troubleshooting.md

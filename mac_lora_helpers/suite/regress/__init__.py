@@ -1,5 +1,4 @@
 """Regression runs: cases executed by papermill, their figures held against baselines that are kept in the repository.
 
-The order of things: ``load_suite`` reads and checks everything before anything runs → ``run_cases`` → ``judge`` → the report's
-four forms. A run's measurements stay in the report folder, so comparing again costs nothing.
+``cases`` reads and checks the file of cases, ``process`` runs one, ``figures`` reads and compares, ``command`` is ``mac-lora regress``.
 """

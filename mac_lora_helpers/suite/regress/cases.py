@@ -1,77 +1,103 @@
-"""The cases in YAML: read, expanded and checked whole before anything runs."""
+"""The cases in YAML: read, expanded and checked whole before anything runs; every mistake is told with its line."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mac_lora_helpers.artifacts import NOTEBOOKS
-from mac_lora_helpers.config import Config, resolve
+from mac_lora_helpers.config import PRESETS, Config, resolve
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.suite.preflight import preflight
-from mac_lora_helpers.suite.regress import located, metrics
-from mac_lora_helpers.suite.regress.bands import Band
-from mac_lora_helpers.suite.regress.located import Located
+from mac_lora_helpers.suite.regress.figures import made_by
+from mac_lora_helpers.text import near
 
-NUMBERS = tuple(name[:2] for name in NOTEBOOKS)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-#: Set by the runner for every case, so a case may not.
-_OURS = ("out_dir", "preset")
+_NUMBERS = [name[:2] for name in NOTEBOOKS]
+_WITH_WIDTH = ("relative", "at_least", "at_most", "ratio", "same")
+
+
+class Band(BaseModel):
+    """How far one figure may be from its baseline, and why so far; docs/regression.md explains the kinds.
+
+    ``width``: a share of the baseline (relative, same), the figure's own unit (at_least, at_most) or a factor (ratio). ``floor``: smallest
+    scale that a share is taken of. ``limit``: a bar that holds whatever the baseline says. ``of``: the figure that a ratio divides by.
+    ``case``: the other case of the same run that ``same`` compares with and ``ratio`` divides by.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    metric: str
+    kind: Literal["exact", "relative", "at_least", "at_most", "ratio", "same", "never"]
+    width: float | None = Field(None, ge=0)
+    floor: float = Field(0.0, ge=0)
+    limit: float | None = None
+    of: str | None = None
+    case: str | None = None
+    value: bool | str | float | None = None
+    reason: str = Field(min_length=8)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Band:
+        if (self.kind in _WITH_WIDTH) != (self.width is not None):
+            raise ValueError(f"{self.kind} {'needs a' if self.kind in _WITH_WIDTH else 'has no'} width")
+        if (self.kind == "ratio") != (self.of is not None):
+            raise ValueError("'of' (the figure to divide by) belongs to ratio, and to ratio alone")
+        if (self.kind == "same" and self.case is None) or (self.case and self.kind not in ("same", "ratio")):
+            raise ValueError("'case' belongs to same, which needs it, and to ratio")
+        return self
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether it compares with a figure in the repository; ``same`` and ``never`` do not."""
+        return self.kind not in ("same", "never")
 
 
 def _numbers(value: Any) -> Any:
     """YAML reads 03 as the number 3."""
-    return (
-        [f"{item:02d}" if isinstance(item, int) and not isinstance(item, bool) else item for item in value]
-        if isinstance(value, list)
-        else value
-    )
+    return [f"{item:02d}" if type(item) is int else item for item in value] if isinstance(value, list) else value
 
 
-class _Strict(BaseModel):
+class CaseText(BaseModel):
+    """A case as it stands in the file; docs/regression.md explains the keys."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class CaseText(_Strict):
-    """A case as it stands in the file.
-
-    ``after``: the case whose run directory it starts from: it gets a copy of what the notebooks before its own have made.
-    ``kill_at``: an artefact; when it appears the case is killed outright, and started again where it was.
-    ``grid``: parameter → values; the case is made once for each combination, its name takes the values on.
-    ``bands`` take the place of the suite's bands of the same metric; ``without``: metrics that are not compared here.
-    """
 
     name: str
     about: str = ""
-    preset: Literal["smoke", "real", "local"] | None = None
+    preset: Literal[*PRESETS] | None = None
     parameters: dict[str, Any] = {}
-    notebooks: Annotated[list[Literal[NUMBERS]], BeforeValidator(_numbers)] = Field(default=list(NUMBERS), min_length=1)
+    notebooks: Annotated[list[Literal[*_NUMBERS]], BeforeValidator(_numbers)] = Field(default=_NUMBERS, min_length=1)
     after: str | None = None
     kill_at: str | None = None
     timeout: float | None = Field(None, gt=0)
-    tags: list[str] = []
     grid: dict[str, list[Any]] = {}
     bands: list[Any] = []
     without: list[str] = []
 
 
-class Defaults(_Strict):
+class Defaults(BaseModel):
     """What every case gets that does not say otherwise; ``timeout`` in seconds."""
 
-    preset: Literal["smoke", "real", "local"] = "smoke"
+    model_config = ConfigDict(extra="forbid")
+
+    preset: Literal[*PRESETS] = "smoke"
     parameters: dict[str, Any] = {}
     timeout: float = Field(900, gt=0)
 
 
-class SuiteText(_Strict):
+class SuiteText(BaseModel):
     """The file's top level."""
+
+    model_config = ConfigDict(extra="forbid")
 
     defaults: dict[str, Any] = {}
     bands: list[Any] = []
@@ -90,188 +116,169 @@ class Case:
     after: str | None
     kill_at: str | None
     timeout: float
-    tags: tuple[str, ...]
     bands: tuple[Band, ...]
 
     @property
-    def first(self) -> int:
-        """Number of its first notebook."""
-        return int(self.notebooks[0])
-
-    def identity(self) -> dict[str, Any]:
-        """What decides its figures; bands and texts do not."""
-        return {
-            "preset": self.preset,
-            "parameters": self.parameters,
-            "notebooks": self.notebooks,
-            "after": self.after,
-            "kill_at": self.kill_at,
-        }
+    def linked(self) -> set[str]:
+        """The cases that it starts from or is compared with."""
+        return {name for name in (self.after, *(band.case for band in self.bands)) if name}
 
 
-@dataclass(frozen=True)
-class Suite:
-    """A checked file of cases, each after the one that it starts from; its baselines lie beside it."""
+class Source:
+    """A YAML file (JSON is YAML too), and errors that name its lines.
 
-    file: Path
-    cases: tuple[Case, ...]
+    Raises:
+        InputError: it cannot be read, is not YAML.
+    """
 
-    @property
-    def baselines(self) -> Path:
-        return self.file.parent / "baselines"
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            text = file.read_text(encoding="utf-8")
+            self.node, self.data = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+        except (OSError, UnicodeError) as error:
+            raise InputError(f"the file cannot be read: {error}", where=str(file), fix="check the path") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            what = getattr(error, "problem", None) or "it cannot be parsed"
+            raise InputError(f"not YAML: {what}", where=f"{file}:{mark.line + 1 if mark else 1}", fix="mend that line") from None
 
-    def case(self, name: str) -> Case:
-        return next(case for case in self.cases if case.name == name)
+    def error(self, what: str, *path: str | int, fix: str) -> InputError:
+        """An error at ``path``, a list of keys and places, or at the nearest thing above it that the file holds."""
+        return InputError(what, where=f"{self.file}:{self._line(path)}", fix=fix)
 
-    def choose(self, names: list[str], tags: list[str]) -> tuple[Case, ...]:
-        """The named or tagged cases, with those that they start from or are compared with.
+    def _line(self, path: tuple[str | int, ...]) -> int:
+        node, line = self.node, 1
+        for key in path:
+            if isinstance(node, yaml.MappingNode):
+                found = [pair for pair in node.value if pair[0].value == key]
+            else:
+                items = node.value if isinstance(node, yaml.SequenceNode) else []
+                found = [(items[key], items[key])] if isinstance(key, int) and key < len(items) else []
+            if not found:
+                return line
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        return line
 
-        Raises:
-            InputError: no case has that name or tag.
-        """
-        known, all_tags = [case.name for case in self.cases], {tag for case in self.cases for tag in case.tags}
-        for name in names:
-            if name not in known:
-                raise InputError(f"no case {name!r}", where="--case", fix=located.nearest(name, known))
-        for tag in tags:
-            if tag not in all_tags:
-                raise InputError(f"no case has the tag {tag!r}", where="--tag", fix=located.nearest(tag, sorted(all_tags)))
-        wanted = {case.name for case in self.cases if case.name in names or set(case.tags) & set(tags)} or set(known)
-        while more := {needed for name in wanted for needed in _needs(self.case(name))} - wanted:
-            wanted |= more
-        return tuple(case for case in self.cases if case.name in wanted)
+    def checked(self, model: type[Any], value: Any, *path: str | int) -> Any:
+        """``value`` as a pydantic model; the first mistake in it is told with its line, unknown keys with the nearest known one."""
+        if not isinstance(value, Mapping):
+            raise self.error("a mapping is wanted here", *path, fix=f"keys: {', '.join(model.model_fields)}")
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            item = error.errors()[0]
+        name = ".".join(map(str, item["loc"]))
+        keys = f"keys: {', '.join(model.model_fields)}"
+        if item["type"] == "extra_forbidden":
+            raise self.error(f"unknown key {name!r}", *path, *item["loc"], fix=near(name, model.model_fields, otherwise=keys))
+        raise self.error(f"{name}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "), *path, *item["loc"], fix=keys)
 
 
-def _needs(case: Case) -> set[str]:
-    return {name for name in (case.after, *(band.case for band in case.bands)) if name}
-
-
-def load_suite(file: Path) -> Suite:
-    """Reads a file of cases and checks all of it.
+def load_cases(file: Path) -> tuple[Case, ...]:
+    """Reads a file of cases and checks all of it; each case stands after those that it starts from or is compared with.
 
     Raises:
         InputError: anything that does not fit, with file, line and the nearest known name.
     """
-    found = located.read(file)
-    text = located.checked(SuiteText, found, found.data)
-    defaults = located.checked(Defaults, found, text.defaults, "defaults")
-    bands = _bands(found, text.bands, "bands")
+    source = Source(file)
+    text = source.checked(SuiteText, source.data)
+    defaults = source.checked(Defaults, text.defaults, "defaults")
+    bands = _bands(source, text.bands, "bands")
     cases: list[Case] = []
     for index, value in enumerate(text.cases):
-        case = located.checked(CaseText, found, value, "cases", index)
-        own = _bands(found, case.bands, "cases", index, "bands")
-        for parameters, name in _expanded(found, case, index):
-            cases.append(_case(found, case, name, parameters, defaults, bands, own, index))
-            if [other.name for other in cases].count(name) > 1:
-                raise found.error(f"two cases are named {name!r}", "cases", index, "name", fix="give each its own name")
-    _check_links(found, cases, text.cases)
-    return Suite(file, tuple(cases))
+        case = source.checked(CaseText, value, "cases", index)
+        for name, grid in _expanded(source, case, index):
+            if name in [other.name for other in cases]:
+                raise source.error(f"two cases are named {name!r}", "cases", index, "name", fix="give each its own name")
+            cases.append(_case(source, case, name, grid, defaults, bands, index))
+            for linked in sorted(cases[-1].linked - {other.name for other in cases[:-1]}):
+                what = f"case {name} needs {linked!r}, which does not stand above it"
+                raise source.error(what, "cases", index, fix=near(linked, [other.name for other in cases], otherwise="move it up"))
+    return tuple(cases)
 
 
-def _expanded(found: Located, case: CaseText, index: int) -> list[tuple[dict[str, Any], str]]:
-    """(grid parameters, name) for each combination."""
+def choose(cases: tuple[Case, ...], names: list[str]) -> tuple[Case, ...]:
+    """The cases whose names hold one of ``names`` (all, if there is none), with those that they need.
+
+    Raises:
+        InputError: no case has such a name.
+    """
+    for name in names:
+        if not any(name in case.name for case in cases):
+            known = [case.name for case in cases]
+            raise InputError(f"no case {name!r}", where="-k", fix=near(name, known, otherwise=f"one of: {', '.join(known)}"))
+    wanted = {case.name for case in cases if not names or any(name in case.name for name in names)}
+    for case in reversed(cases):
+        wanted |= case.linked if case.name in wanted else set()
+    return tuple(case for case in cases if case.name in wanted)
+
+
+def _expanded(source: Source, case: CaseText, index: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and grid parameters for each combination of a grid."""
     for name, values in case.grid.items():
         if not values:
-            raise found.error(f"grid {name!r} has no values", "cases", index, "grid", name, fix="list at least one")
-    made = []
+            raise source.error(f"grid {name!r} has no values", "cases", index, "grid", name, fix="list at least one")
     for values in itertools.product(*case.grid.values()):
         name = "-".join([case.name, *(re.sub(r"[^A-Za-z0-9._]+", "-", str(value)).strip("-") or "none" for value in values)])
         if not _NAME.fullmatch(name):
-            raise found.error(
-                f"{name!r} cannot be a case's name", "cases", index, "name", fix="letters, digits, dot, dash, underscore; at most 80"
-            )
-        made.append((dict(zip(case.grid, values, strict=True)), name))
-    return made
+            raise source.error(f"{name!r} cannot be a case's name", "cases", index, "name", fix="letters, digits, dot, dash, underscore")
+        yield name, dict(zip(case.grid, values, strict=True))
 
 
-def _case(
-    found: Located, case: CaseText, name: str, grid: dict[str, Any], defaults: Defaults, bands: list[Band], own: list[Band], index: int
-) -> Case:
-    preset = case.preset or defaults.preset
-    explicit = {**defaults.parameters, **case.parameters, **grid}
-    typed = _typed(found, explicit, preset, {"grid": grid, "parameters": case.parameters}, index)
-    if sorted(case.notebooks) != case.notebooks or len(set(case.notebooks)) != len(case.notebooks):
-        raise found.error("notebooks are not in order, each once", "cases", index, "notebooks", fix="for example [02, 03]")
-    for metric in case.without:
-        _known(found, metric, "cases", index, "without")
-    replaced = {band.metric for band in own} | set(case.without)
+def _case(source: Source, case: CaseText, name: str, grid: dict[str, Any], defaults: Defaults, bands: list[Band], index: int) -> Case:
+    if sorted(set(case.notebooks)) != case.notebooks:
+        raise source.error("notebooks are not in order, each once", "cases", index, "notebooks", fix="for example [02, 03]")
+    own, preset = _bands(source, case.bands, "cases", index, "bands"), case.preset or defaults.preset
+    places = dict.fromkeys(defaults.parameters, ("defaults", "parameters"))
+    places |= dict.fromkeys(case.parameters, ("cases", index, "parameters")) | dict.fromkeys(grid, ("cases", index, "grid"))
+    typed = _typed(source, {**defaults.parameters, **case.parameters, **grid}, preset, places)
+    numbers, replaced = {0, *map(int, case.notebooks)}, {band.metric for band in own} | set(case.without)
     applying = [*(band for band in bands if band.metric not in replaced), *own]
-    numbers = {0, *map(int, case.notebooks)}
     return Case(
+        **{field: getattr(case, field) for field in ("about", "after", "kill_at")},
         name=name,
-        about=case.about,
         preset=preset,
         parameters=typed,
         notebooks=tuple(case.notebooks),
-        after=case.after,
-        kill_at=case.kill_at,
         timeout=case.timeout or defaults.timeout,
-        tags=tuple(case.tags),
-        bands=tuple(band for band in applying if metrics.made_by(band.metric) in numbers),
+        bands=tuple(band for band in applying if made_by(band.metric) in numbers),
     )
 
 
-def _typed(found: Located, explicit: Mapping[str, Any], preset: str, places: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _typed(source: Source, explicit: Mapping[str, Any], preset: str, places: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """The parameters as the config types them; whatever it refuses is told with the line."""
-
-    def path(name: str) -> tuple[str | int, ...]:
-        held = next((key for key, values in places.items() if name in values), None)
-        return ("cases", index, held, name) if held else ("defaults", "parameters", name)
-
     for name in explicit:
-        if name in _OURS:
-            raise found.error(
-                f"{name} is not a case's to set as a parameter", *path(name), fix="preset has a key of its own; out_dir is the runner's"
-            )
-        if name not in Config.model_fields:
-            raise found.error(f"unknown parameter {name!r}", *path(name), fix=located.nearest(name, Config.model_fields))
-    values = {name: _beside(found.file, name, value) for name, value in explicit.items()}
+        if name in ("out_dir", "preset") or name not in Config.model_fields:
+            fix = "preset is a key of the case; out_dir is set for it" if name in Config.model_fields else near(name, Config.model_fields)
+            raise source.error(f"{name!r} is no parameter that a case can set", *places[name], name, fix=fix)
+    values = {name: _beside(source.file, name, value) for name, value in explicit.items()}
     try:
         config = resolve({**values, "preset": preset}, env={})
         preflight(config)
     except InputError as error:
         named = next((name for name in explicit if re.search(rf"\b{name}\b", f"{error.where} {error.what}")), "")
-        where = found.place(*(path(named) if named else ("cases", index)))
-        raise InputError(error.what, where=where, fix=error.fix) from None
+        raise source.error(error.what, *places.get(named, ()), named, fix=error.fix) from None
     return {name: getattr(config, name) for name in explicit}
 
 
 def _beside(file: Path, name: str, value: Any) -> Any:
     """Data files are named as they lie beside the file of cases."""
-    if name != "data_files" or not isinstance(value, str) or not value:
+    if name != "data_files" or not isinstance(value, str):
         return value
     parts = [part.strip() for part in value.split(",")]
     return ", ".join(os.path.relpath(file.parent / part) if any(file.parent.glob(part)) else part for part in parts if part)
 
 
-def _bands(found: Located, values: list[Any], *path: str | int) -> list[Band]:
+def _bands(source: Source, values: list[Any], *path: str | int) -> list[Band]:
     bands: list[Band] = []
     for index, value in enumerate(values):
-        band = located.checked(Band, found, value, *path, index)
-        for key in ("metric", "of"):
-            if getattr(band, key) is not None:
-                _known(found, getattr(band, key), *path, index, key)
+        band = source.checked(Band, value, *path, index)
+        for key, metric in (("metric", band.metric), ("of", band.of or band.metric)):
+            if made_by(metric) is None:
+                fix = "it begins with an artefact's name: docs/regression.md, Figures"
+                raise source.error(f"no artefact holds {metric!r}", *path, index, key, fix=fix)
         if band.metric in [other.metric for other in bands]:
-            raise found.error(f"two bands for {band.metric}", *path, index, fix="keep one")
+            raise source.error(f"two bands for {band.metric}", *path, index, fix="keep one")
         bands.append(band)
     return bands
-
-
-def _known(found: Located, metric: str, *path: str | int) -> None:
-    if metric not in metrics.KNOWN:
-        near = located.nearest(metric, metrics.KNOWN)
-        fix = near if near.startswith("did") else "docs/regression.md lists the metrics"
-        raise found.error(f"unknown metric {metric!r}", *path, fix=fix)
-
-
-def _check_links(found: Located, cases: list[Case], texts: list[Any]) -> None:
-    """``after`` and the bands' cases name cases that stand further up."""
-    names = [case.name for case in cases]
-    for position, case in enumerate(cases):
-        for linked in sorted(_needs(case)):
-            if linked not in names[:position]:
-                index = next(i for i, text in enumerate(texts) if case.name.startswith(text["name"]))
-                what = "stands further down" if linked in names else "is not there"
-                raise found.error(
-                    f"case {case.name} needs {linked!r}, which {what}", "cases", index, fix=located.nearest(linked, names[:position])
-                )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 
@@ -44,12 +45,9 @@ CASES = """
 class Project:
     """A folder that the test stands in; ``note(3, code)`` replaces a notebook."""
 
-    def __init__(self, folder: Path, fresh: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not fresh:
-            return
         (folder / "notebooks").mkdir()
-        (folder / "regression").mkdir()
         for number in range(1, 6):
             self.note(number, CODE.get(number, "pass"))
         self.cases(CASES)
@@ -62,16 +60,17 @@ class Project:
         nbformat.write(book, self.folder / "notebooks" / f"{NOTEBOOKS[number - 1]}.ipynb")
 
     def cases(self, text: str) -> None:
-        (self.folder / "regression/cases.yaml").write_text(textwrap.dedent(text))
+        (self.folder / "cases.yaml").write_text(textwrap.dedent(text))
 
     def regress(self, *arguments: str, report: str = "report") -> int:
-        return main(["regress", "--report", report, *arguments])
+        return main(["regress", "--cases", "cases.yaml", "--report", report, *arguments])
 
-    def report(self, name: str = "report") -> dict:
-        return json.loads((self.folder / name / "report.json").read_text())
-
-    def result(self, case: str, name: str = "report") -> dict:
-        return json.loads((self.folder / name / "cases" / case / "result.json").read_text())
+    def tests(self, report: str = "report") -> dict[str, dict[str, str]]:
+        """Case → test → ``passed`` or the message of its failure, from junit.xml."""
+        suites = ElementTree.parse(self.folder / report / "junit.xml").getroot()
+        return {
+            suite.get("name"): {test.get("name"): test[0].get("message") if len(test) else "passed" for test in suite} for suite in suites
+        }
 
     def baseline(self, case: str) -> dict:
-        return json.loads((self.folder / f"regression/baselines/{case}.json").read_text())
+        return json.loads((self.folder / f"baselines/{case}.json").read_text())
