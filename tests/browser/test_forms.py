@@ -76,8 +76,8 @@ def test_dollars_are_no_formula_and_control_characters_are_seen(desk):
     notebook.get_by_text("-p text_field '$a and $b'").wait_for()
     page.evaluate(
         """() => { const content = window.jupyterapp.shell.currentWidget.content;
-        const cell = content.widgets.find(c => c.model.type === 'markdown'); cell.model.sharedModel.setSource('$x^2$'); cell.rendered = false;
-        cell.rendered = true; }"""
+        const cell = content.widgets.find(c => c.model.type === 'markdown'); cell.model.sharedModel.setSource('$x^2$');
+        cell.rendered = false; cell.rendered = true; }"""
     )
     notebook.locator("mjx-container").first.wait_for(timeout=30_000)
     assert notebook.locator(".jp-OutputArea mjx-container").count() == 0

@@ -2,8 +2,8 @@
 
     python tests/regression/planted/drill.py [--report DIR] [NAME …]
 
-A clean run comes first and must be green. For each plant the case that it strikes is run again, from what the clean run left, with the fault
-planted by ``sitecustomize``. Exit code 0: every plant was caught, by the figure that it ought to be caught by. 1: one was not.
+A clean run comes first and must be green. For each plant the case that it strikes is run again, from what the clean run left, with the
+fault planted by ``sitecustomize``. Exit code 0: every plant was caught, by the figure that it ought to be caught by. 1: one was not.
 """
 
 from __future__ import annotations
