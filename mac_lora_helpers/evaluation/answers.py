@@ -1,148 +1,198 @@
-"""Held-out examples asked of base and tuned, side by side."""
+"""Held-out examples asked of base and tuned, side by side, many at a time; and one question piece by piece."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from difflib import SequenceMatcher
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from threading import Event, Thread
+from typing import Any, NamedTuple
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.evaluation.generation import Answer, context_length, generate, prompt_ids, render
-from mac_lora_helpers.evaluation.loading import Trained
-from mac_lora_helpers.evaluation.losses import choose
+from mac_lora_helpers.evaluation.losses import padded_width, release_memory
 from mac_lora_helpers.evaluation.metrics import BUILT_IN, find_metric, score_answer
+from mac_lora_helpers.evaluation.questions import Question, Said, prompt_ids, questions, read_answer, without_end
+from mac_lora_helpers.evaluation.trained import Trained, Which
+from mac_lora_helpers.text import duration
+
+#: Batches that are drawn, sorted by length and answered before the clock is looked at; and seconds between two words about it.
+ROUND, EVERY = 4, 15.0
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked and what is expected. ``row``: line of the split, from 0; ``kind``: chat or text."""
+class Answer(NamedTuple):
+    """A generated answer: what it says, its length in tokens, and whether the end token came."""
 
-    row: int
-    kind: str
-    prompt: str
-    expected: str
-    ids: list[int]
+    said: Said
+    tokens: int
+    stopped: bool
 
 
-def compare_answers(trained: Trained, examples: Sequence[Mapping[str, Any]], config: Config) -> list[dict[str, Any]]:
+class Answers(list[dict[str, Any]]):
+    """A row for each example that was asked. ``coverage``: how many of how many, and the seconds that they took."""
+
+    coverage: Mapping[str, float]
+
+
+def sampling(config: Config) -> dict[str, Any]:
+    """Arguments of ``generate`` for ``do_sample``, ``temperature`` and ``top_p``; the draw begins at ``seed`` each time."""
+    import torch
+
+    if not config.do_sample:
+        return {"do_sample": False}
+    torch.manual_seed(config.seed)
+    return {"do_sample": True, "temperature": config.temperature, "top_p": config.top_p, "top_k": 0}
+
+
+def compare_answers(trained: Trained, examples: Sequence[Mapping[str, Any]], config: Config) -> Answers:
     """Answers of base and tuned to held-out examples, with the score of each.
 
-    A row of messages is asked up to its last answer whose prompt fits into ``max_seq_length``. A row of plain
-    text has no question: it is continued from its first line (or its first half), to be looked at; only a
-    metric of the user's own is counted on it.
+    What it costs is said once the first answers are there. When ``eval_minutes`` are over, what is there counts; the examples
+    come in a seeded order, so that is a fair choice. On rows of plain text only a metric of the user's own is counted.
 
     Args:
-        examples: rows ``{"messages": […]}`` or ``{"text": …}``; of more than ``eval_examples`` a seeded choice is taken.
+        examples: rows ``{"messages": […]}`` or ``{"text": …}``.
 
     Returns:
         A dict a row: ``row kind prompt expected base tuned base_stopped tuned_stopped base_tokens tuned_tokens
-        expected_tokens scores``; ``scores`` is ``{"base": {metric: value}, "tuned": {…}}``.
+        expected_tokens scores``, ``thinking`` where there was some; ``scores`` is ``{"base": {metric: value}, "tuned": {…}}``.
 
     Raises:
         InputError: no row can be asked, or the metric cannot be used.
     """
     metrics = {**BUILT_IN, config.metric: find_metric(config.metric)}
-    questions = _questions(trained, examples, config)
-    prompts = [question.ids for question in questions]
-    base, tuned = generate(trained, prompts, config, "base"), generate(trained, prompts, config, "tuned")
-    return [_row(trained, metrics, *triple) for triple in zip(questions, base, tuned, strict=True)]
+    asked, clock = questions(trained, examples, config), _Clock(60 * config.eval_minutes)
+    found: dict[int, dict[str, Any]] = {}
+    for part in _rounds(asked, config.eval_batch_size):
+        prompts = [question.ids for question in part]
+        both = zip(part, generate(trained, prompts, config, "base"), generate(trained, prompts, config, "tuned"), strict=True)
+        found |= {question.row: _row(metrics, question, base, tuned) for question, base, tuned in both}
+        if clock.is_over(len(found), len(asked)):
+            break
+    answers = Answers(found[row] for row in sorted(found))
+    answers.coverage = {"examples": len(answers), "of": len(asked), "seconds": round(clock.seconds, 1)}
+    return answers
 
 
-def _row(trained: Trained, metrics: dict[str, Any], question: Question, base: Answer, tuned: Answer) -> dict[str, Any]:
+class _Clock:
+    """Says what the asking will cost and how much is left, and when its time is over."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit, self.begin, self.said = limit, time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.begin
+
+    def is_over(self, done: int, of: int) -> bool:
+        """After each round; short work is not talked about."""
+        spent, left = self.seconds, self.seconds / done * (of - done)
+        over = done < of and spent + self.seconds / done > self.limit
+        if over:
+            print(f"{done} of {of} questions were answered by both; eval_minutes={self.limit / 60:g} are over, so these count.", flush=True)
+        elif left > EVERY / 5 and spent - self.said > (EVERY if self.said else 0):
+            self.said = spent
+            room = self.limit - spent
+            fits = f"about {duration(left)} left" if left < room else f"time for about {int(of * self.limit / (spent + left))} of them"
+            print(f"{done} of {of} questions answered by both in {duration(spent)}; {fits}", flush=True)
+        return over
+
+
+def _rounds(asked: list[Question], size: int) -> Iterator[list[Question]]:
+    """One batch first, so that its cost is soon known; then a few at a time."""
+    yield asked[:size]
+    for start in range(size, len(asked), ROUND * size):
+        yield asked[start : start + ROUND * size]
+
+
+def _row(metrics: dict[str, Any], question: Question, base: Answer, tuned: Answer) -> dict[str, Any]:
     counted = metrics if question.kind == "chat" else {name: metric for name, metric in metrics.items() if name not in BUILT_IN}
-    answers = {"base": base, "tuned": tuned}
+    answers, expected = {"base": base, "tuned": tuned}, question.expected
+    thinking = {name: said.thinking for name, said in (("expected", expected), ("base", base.said), ("tuned", tuned.said))}
     return {
         "row": question.row,
         "kind": question.kind,
         "prompt": question.prompt,
-        "expected": question.expected,
-        **{name: answer.text for name, answer in answers.items()},
+        "expected": expected.text,
+        **{name: answer.said.text for name, answer in answers.items()},
         **{f"{name}_stopped": answer.stopped for name, answer in answers.items()},
         **{f"{name}_tokens": answer.tokens for name, answer in answers.items()},
-        "expected_tokens": len(trained.tokenizer(question.expected, add_special_tokens=False)["input_ids"]),
-        "scores": {name: score_answer(answer.text, question.expected, counted) for name, answer in answers.items()},
+        "expected_tokens": len(question.answer),
+        "scores": {name: score_answer(answer.said.text, expected.text, counted) for name, answer in answers.items()},
+        **({"thinking": thinking} if any(thinking.values()) else {}),
     }
 
 
-def _questions(trained: Trained, examples: Sequence[Mapping[str, Any]], config: Config) -> list[Question]:
-    chosen = choose(list(enumerate(examples)), config.eval_examples, config.seed)
-    asked = [question for question in (_question(trained, row, example, config) for row, example in chosen) if question]
-    if not asked:
-        raise InputError(
-            f"none of {len(chosen)} held-out rows can be asked: no answer in them, or the prompts are longer than max_seq_length",
-            where="data/test.jsonl",
-            fix=f"use rows with an assistant's answer, or a max_seq_length above {config.max_seq_length}",
-        )
-    return asked
+def generate(trained: Trained, prompts: Sequence[Sequence[int]], config: Config, which: Which) -> list[Answer]:
+    """Answers prompts in batches of like length; greedy answers do not depend on who shares a batch.
 
-
-def _question(trained: Trained, row: int, example: Mapping[str, Any], config: Config) -> Question | None:
-    if "messages" in example:
-        return _chat_question(trained, row, example, config)
-    text = str(example.get("text", ""))
-    prefix, rest = split_text(text)
-    ids = trained.tokenizer(prefix)["input_ids"][: config.max_seq_length] if prefix else []
-    return Question(row, "text", prefix, rest, ids) if ids else None
-
-
-def _chat_question(trained: Trained, row: int, example: Mapping[str, Any], config: Config) -> Question | None:
-    messages = example["messages"]
-    room = context_length(trained) or config.max_seq_length + 1
-    limit = min(config.max_seq_length, room - 1)
-    for last in reversed(range(1, len(messages))):
-        message = messages[last]
-        if message["role"] != "assistant" or not isinstance(message.get("content"), str) or not message["content"].strip():
-            continue
-        ids = render(trained.tokenizer, messages[:last], example.get("tools"))
-        if len(ids) <= limit:
-            return Question(row, "chat", readable_prompt(messages[:last]), message["content"], ids)
-    return None
-
-
-def readable_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A single user message as it is; more than one message with the role before each."""
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in messages)
-
-
-def split_text(text: str) -> tuple[str, str]:
-    """(what to continue from, the rest): the first line if something follows it, else the first half of the words."""
-    text = text.strip()
-    line, newline, rest = text.partition("\n")
-    if rest.strip():
-        return line + newline, rest
-    words = text.split(" ")
-    half = max(1, len(words) // 2)
-    return " ".join(words[:half]), " ".join(words[half:])
-
-
-def ask(trained: Trained, prompt: str, config: Config) -> dict[str, Any]:
-    """One question put to both models through the chat template.
+    Args:
+        prompts: token ids, one list a prompt. config: batch size, length, and sampling.
 
     Returns:
-        ``prompt base tuned base_stopped tuned_stopped``.
-
-    Raises:
-        InputError: the prompt is empty or too long.
+        One answer a prompt, in the order of the prompts.
     """
-    ids = prompt_ids(trained, prompt)
-    base, tuned = (generate(trained, [ids], config, which)[0] for which in ("base", "tuned"))
-    return {"prompt": prompt, "base": base.text, "tuned": tuned.text, "base_stopped": base.stopped, "tuned_stopped": tuned.stopped}
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    answers: dict[int, Answer] = {}
+    with trained.voice(which):
+        for start in range(0, len(order), config.eval_batch_size):
+            members = order[start : start + config.eval_batch_size]
+            inputs = _arguments(trained, [list(prompts[index]) for index in members], config)
+            output = trained.model.generate(**inputs)[:, inputs["input_ids"].shape[1] :].tolist()
+            answers |= {index: _answer(trained, prompts[index], row) for index, row in zip(members, output, strict=True)}
+            release_memory(trained.device)
+    return [answers[index] for index in range(len(prompts))]
 
 
-def mark_difference(text: str, other: str) -> list[tuple[str, bool]]:
-    """``text`` in pieces (piece, stands in ``other`` too), cut at words: what a table marks."""
-    words, others = _words(text), _words(other)
-    pieces = []
-    for tag, start, stop, _, _ in SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
-        if stop > start:
-            pieces.append(("".join(words[start:stop]), tag == "equal"))
-    return pieces
+def _arguments(trained: Trained, batch: list[list[int]], config: Config) -> dict[str, Any]:
+    """Left-padded tensors of shape (rows, longest prompt), and how to generate."""
+    import torch
+
+    pad, longest = trained.model.generation_config.pad_token_id, max(map(len, batch))
+    width = padded_width(longest, trained.device)
+    ids = torch.tensor([[pad] * (width - len(row)) + row for row in batch], device=trained.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch], device=trained.device)
+    room = min(config.max_new_tokens, (trained.context or 10**9) - longest)
+    return {"input_ids": ids, "attention_mask": mask, "max_new_tokens": max(1, room), **sampling(config)}
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|\s+|[^\w\s]", text)
+def _answer(trained: Trained, prompt: Sequence[int], row: list[int]) -> Answer:
+    kept = without_end(row, trained.end_ids)
+    return Answer(read_answer(trained.tokenizer, kept, prompt), len(kept), len(kept) < len(row))
+
+
+def stream(trained: Trained, prompt: str, config: Config, which: Which = "tuned") -> Iterator[str]:
+    """The answer to one question in pieces of text, as they are generated. Leaving the loop early stops the generation."""
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+    inputs = _arguments(trained, [prompt_ids(trained.tokenizer, prompt, trained.context)], config)
+    streamer = TextIteratorStreamer(trained.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    left, failures = Event(), []
+    inputs["stopping_criteria"] = StoppingCriteriaList([_stop_when(left)])
+
+    def work() -> None:
+        try:
+            with trained.voice(which):
+                trained.model.generate(**inputs, streamer=streamer)
+        except Exception as error:  # raised again in the caller's thread
+            failures.append(error)
+            streamer.end()
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from (piece for piece in streamer if piece)
+    finally:
+        left.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def _stop_when(event: Event) -> Any:
+    import torch
+    from transformers import StoppingCriteria
+
+    class Left(StoppingCriteria):
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return torch.full((input_ids.shape[0],), event.is_set(), dtype=torch.bool, device=input_ids.device)
+
+    return Left()

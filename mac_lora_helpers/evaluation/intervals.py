@@ -94,6 +94,11 @@ def words(outcome: str, examples: int, identical: bool = False) -> str:
     return f"no difference: the same on all {counted}" if identical else f"{NO_DIFFERENCE} with {counted}"
 
 
+def interval_text(low: float, high: float) -> str:
+    """``+0.9 to +0.98``; no sign before zero."""
+    return " to ".join(f"{bound:+.3g}" if bound else "0" for bound in (low, high))
+
+
 def perplexity_interval(
     base: Sequence[float], tuned: Sequence[float], tokens: Sequence[float], seed: int = 42
 ) -> tuple[float, float] | None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mac_lora_helpers.config import EMBEDDED
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.evaluation.generation import Which, padded_width, release_memory, voice
-from mac_lora_helpers.evaluation.loading import Trained
+from mac_lora_helpers.evaluation.questions import choose, trained_turn
+from mac_lora_helpers.evaluation.trained import Trained, Which
 
 IGNORED = -100
 #: Rows that the losses are counted on, at most, per example that is answered.
 ROWS_PER_EXAMPLE = 10
 #: Bytes of float32 logits that one forward pass may build, unless a single row needs more.
 LOGITS_BUDGET = 256 * 2**20
+#: Everyday questions with plain answers: facts, arithmetic, rewriting, advice, code, refusal of the impossible.
+CONVERSATIONS = Path(__file__).with_name("conversations.jsonl")
 
 
 @dataclass(frozen=True)
@@ -76,12 +81,30 @@ def compare_losses(trained: Trained, rows: Sequence[Mapping[str, Sequence[int]]]
     return Losses(RowLosses(tokens, sums["base"], sums["tuned"]), trained, len(rows), source)
 
 
-def choose(items: Sequence[Any], limit: int, seed: int) -> list[Any]:
-    """All items, or a seeded choice of ``limit`` of them, in their order."""
-    if len(items) <= limit:
-        return list(items)
-    picked = np.random.default_rng(seed).choice(len(items), size=limit, replace=False)
-    return [items[index] for index in sorted(picked)]
+def compare_general(trained: Trained) -> Losses:
+    """Is old behaviour kept? Base against tuned on conversations that have nothing to do with the training data.
+
+    The embedded model is asked the small talk that ships beside it, since it knows little else; any other one ``CONVERSATIONS``.
+
+    Raises:
+        InputError: the conversations' file cannot be read.
+    """
+    from mac_lora_helpers import smoke
+
+    embedded = trained.config.model_id == EMBEDDED
+    path = smoke.GENERAL if embedded else CONVERSATIONS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        fix = "install the package again; its data files are missing"
+        raise InputError(f"the conversations cannot be read: {error.strerror}", where=path.name, fix=fix) from None
+    rows = [labelled(*trained_turn(trained.tokenizer, json.loads(line)["messages"])) for line in lines if line.strip()]
+    return compare_losses(trained, rows, source="embedded general conversations" if embedded else "general conversations")
+
+
+def labelled(prompt: list[int], answer: list[int]) -> dict[str, list[int]]:
+    """``input_ids`` and ``labels`` of an answer after its prompt."""
+    return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
 
 
 def _countable(row: Mapping[str, Sequence[int]]) -> tuple[list[int], list[int]] | None:
@@ -93,7 +116,7 @@ def _countable(row: Mapping[str, Sequence[int]]) -> tuple[list[int], list[int]] 
 def row_sums(trained: Trained, rows: Sequence[tuple[list[int], list[int]]], which: Which) -> np.ndarray:
     """Sum of the negative log-likelihoods (nats) of each row's labels, float64 (rows,)."""
     sums = np.zeros(len(rows))
-    with voice(trained, which):
+    with trained.voice(which):
         for members in _batches(trained, rows):
             sums[members] = _batch_sums(trained, [rows[index] for index in members])
             release_memory(trained.device)
@@ -129,6 +152,19 @@ def _batch_sums(trained: Trained, rows: Sequence[tuple[list[int], list[int]]]) -
         targets = labels[:, columns + 1]
         losses = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(targets.shape).cpu().double().numpy().sum(axis=1)
+
+
+def padded_width(longest: int, device: str) -> int:
+    """Columns of a batch: on MPS few distinct widths, since its allocator keeps buffers for every one it has seen."""
+    return -(-longest // 32) * 32 if device == "mps" else longest
+
+
+def release_memory(device: str) -> None:
+    """Gives cached buffers back between two batches where keeping them is known to hurt."""
+    if device == "mps":
+        import torch
+
+        torch.mps.empty_cache()
 
 
 def _logits(model: Any, columns: Any, **inputs: Any) -> Any:

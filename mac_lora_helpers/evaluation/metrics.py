@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from mac_lora_helpers.errors import InputError
@@ -120,3 +121,10 @@ def _checked(function: Callable[[str, str], object], name: str) -> Metric:
 def score_answer(answer: str, expected: str, metrics: dict[str, Metric]) -> dict[str, float]:
     """Every metric's value for one answer."""
     return {name: metric(answer, expected) for name, metric in metrics.items()}
+
+
+def mark_difference(text: str, other: str) -> list[tuple[str, bool]]:
+    """``text`` in pieces (piece, stands in ``other`` too), cut at words: what a table marks."""
+    words, others = (re.findall(r"\w+|\s+|[^\w\s]", said) for said in (text, other))
+    steps = SequenceMatcher(None, words, others, autojunk=False).get_opcodes()
+    return [("".join(words[start:stop]), tag == "equal") for tag, start, stop, _, _ in steps if stop > start]
