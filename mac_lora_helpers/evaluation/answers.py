@@ -14,7 +14,7 @@ from mac_lora_helpers.evaluation.questions import Question, Said, prompt_ids, qu
 from mac_lora_helpers.evaluation.trained import Trained, Which
 from mac_lora_helpers.text import duration
 
-#: Batches that are drawn, sorted by length and answered before the clock is looked at; and seconds between two words about it.
+#: Batches that are drawn, sorted by length and answered before the clock is looked at (one at first); seconds between two words about it.
 ROUND, EVERY = 4, 15.0
 
 
@@ -61,19 +61,19 @@ def compare_answers(trained: Trained, examples: Sequence[Mapping[str, Any]], con
     metrics = {**BUILT_IN, config.metric: find_metric(config.metric)}
     asked, clock = questions(trained, examples, config), _Clock(60 * config.eval_minutes)
     found: dict[int, dict[str, Any]] = {}
-    for part in _rounds(asked, config.eval_batch_size):
+    take = config.eval_batch_size
+    while part := asked[len(found) : len(found) + take]:
         prompts = [question.ids for question in part]
         both = zip(part, generate(trained, prompts, config, "base"), generate(trained, prompts, config, "tuned"), strict=True)
         found |= {question.row: _row(metrics, question, base, tuned) for question, base, tuned in both}
-        if clock.is_over(len(found), len(asked)):
-            break
+        take = min(ROUND * config.eval_batch_size, clock.room(len(found), len(asked)))
     answers = Answers(found[row] for row in sorted(found))
     answers.coverage = {"examples": len(answers), "of": len(asked), "seconds": round(clock.seconds, 1)}
     return answers
 
 
 class _Clock:
-    """Says what the asking will cost and how much is left, and when its time is over."""
+    """Says what the asking will cost and how much is left, and for how many more there is time."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self.begin, self.said = limit, time.monotonic(), 0.0
@@ -82,25 +82,17 @@ class _Clock:
     def seconds(self) -> float:
         return time.monotonic() - self.begin
 
-    def is_over(self, done: int, of: int) -> bool:
-        """After each round; short work is not talked about."""
-        spent, left = self.seconds, self.seconds / done * (of - done)
-        over = done < of and spent + self.seconds / done > self.limit
-        if over:
+    def room(self, done: int, of: int) -> int:
+        """How many questions the time still suffices for. Told after each round; short work is not talked about."""
+        spent = self.seconds
+        room = max(0, int((self.limit - spent) / max(spent, 1e-9) * done))
+        if done < of and not room:
             print(f"{done} of {of} questions were answered by both; eval_minutes={self.limit / 60:g} are over, so these count.", flush=True)
-        elif left > EVERY / 5 and spent - self.said > (EVERY if self.said else 0):
-            self.said = spent
-            room = self.limit - spent
-            fits = f"about {duration(left)} left" if left < room else f"time for about {int(of * self.limit / (spent + left))} of them"
-            print(f"{done} of {of} questions answered by both in {duration(spent)}; {fits}", flush=True)
-        return over
-
-
-def _rounds(asked: list[Question], size: int) -> Iterator[list[Question]]:
-    """One batch first, so that its cost is soon known; then a few at a time."""
-    yield asked[:size]
-    for start in range(size, len(asked), ROUND * size):
-        yield asked[start : start + ROUND * size]
+        elif spent / done * (of - done) > EVERY / 5 and spent - self.said > (EVERY if self.said else 0):
+            self.said, left = spent, min(room, of - done)
+            enough = "" if room >= of - done else f": time for about {done + left} of them"
+            print(f"{done} of {of} questions answered by both, about {duration(spent / done * left)} left{enough}", flush=True)
+        return room
 
 
 def _row(metrics: dict[str, Any], question: Question, base: Answer, tuned: Answer) -> dict[str, Any]:

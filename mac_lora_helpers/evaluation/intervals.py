@@ -79,8 +79,7 @@ def compare(
     step = np.asarray(tuned, dtype=float) - np.asarray(base, dtype=float)
     weight = np.ones_like(step) if weights is None else np.asarray(weights, dtype=float)
     value = float(step.sum() / weight.sum())
-    resampled = [numerator / weight_sum for numerator, weight_sum in _resampled_sums([step, weight], seed)]
-    low, high = _unanimous(value, len(step)) if shares and np.ptp(step) == 0 else _interval(np.concatenate(resampled))
+    low, high = _unanimous(value, len(step)) if shares and np.ptp(step) == 0 else _bootstrap(step, weight, seed)
     p, identical = sign_flip_p(step), not step.any()
     outcome = _outcome(low, high, p, higher_is_better, margin)
     return Difference(value, low, high, p, len(step), margin, identical, outcome, words(outcome, len(step), identical))
@@ -99,17 +98,6 @@ def interval_text(low: float, high: float) -> str:
     return " to ".join(f"{bound:+.3g}" if bound else "0" for bound in (low, high))
 
 
-def perplexity_interval(
-    base: Sequence[float], tuned: Sequence[float], tokens: Sequence[float], seed: int = 42
-) -> tuple[float, float] | None:
-    """95 % paired bootstrap interval of exp(tuned loss) - exp(base loss); None where that overflows."""
-    columns = [np.asarray(column, dtype=float) for column in (base, tuned, tokens)]
-    with np.errstate(over="ignore", invalid="ignore"):
-        parts = [np.exp(t / n) - np.exp(b / n) for b, t, n in _resampled_sums(columns, seed)]
-    values = np.concatenate(parts)
-    return _interval(values) if np.isfinite(values).all() else None
-
-
 def sign_flip_p(differences: np.ndarray) -> float:
     """How often random signs move the sum of the differences at least as far from zero as it is, both sides."""
     moved = differences[differences != 0]
@@ -122,15 +110,15 @@ def sign_flip_p(differences: np.ndarray) -> float:
     return float(np.mean(np.abs(signs @ moved) >= observed * (1 - 1e-9)))
 
 
-def _resampled_sums(columns: list[np.ndarray], seed: int):
-    """Sums of each column over ``RESAMPLES`` draws of examples with replacement, in blocks that fit in memory."""
-    count = len(columns[0])
-    generator = np.random.default_rng(seed)
-    block = max(1, _CHUNK // count)
-    edges = [*range(0, RESAMPLES, block), RESAMPLES]
+def _bootstrap(step: np.ndarray, weight: np.ndarray, seed: int) -> tuple[float, float]:
+    """Interval of sum(step) / sum(weight) over draws of examples with replacement, in blocks that fit in memory."""
+    count, generator, ratios = len(step), np.random.default_rng(seed), []
+    edges = [*range(0, RESAMPLES, max(1, _CHUNK // count)), RESAMPLES]
     for start, stop in pairwise(edges):
         drawn = generator.integers(count, size=(stop - start, count))
-        yield [column[drawn].sum(axis=1) for column in columns]
+        ratios.append(step[drawn].sum(axis=1) / weight[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 def _unanimous(value: float, count: int) -> tuple[float, float]:
@@ -138,12 +126,6 @@ def _unanimous(value: float, count: int) -> tuple[float, float]:
     1934), and the rest may do anything between -1 and +1."""
     share = ((1 - CONFIDENCE) / 2) ** (1 / count)
     return max(-1.0, share * value - (1 - share)), min(1.0, share * value + (1 - share))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _outcome(low: float, high: float, p: float, higher_is_better: bool, margin: float) -> str:

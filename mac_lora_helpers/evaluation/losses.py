@@ -6,9 +6,8 @@ import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,8 +25,7 @@ LOGITS_BUDGET = 256 * 2**20
 CONVERSATIONS = Path(__file__).with_name("conversations.jsonl")
 
 
-@dataclass(frozen=True)
-class RowLosses:
+class RowLosses(NamedTuple):
     """Per row: ``tokens`` that count, and the negative log-likelihood of all of them in nats under both models."""
 
     tokens: np.ndarray
@@ -38,18 +36,14 @@ class RowLosses:
 class Losses(dict[str, dict[str, float | int]]):
     """``{"base": {"loss", "perplexity", "tokens"}, "tuned": {…}}``, with the rows behind it.
 
-    ``rows``: RowLosses. ``trained``: the model that was asked. ``available``: rows there were to choose from.
-    ``source``: where the rows come from.
+    ``trained``: the model that was asked. ``available``: rows there were to choose from. ``source``: where the rows come from.
     """
 
     def __init__(self, rows: RowLosses, trained: Trained, available: int, source: str) -> None:
-        super().__init__({name: _summary(getattr(rows, name), rows.tokens) for name in ("base", "tuned")})
         self.rows, self.trained, self.available, self.source = rows, trained, available, source
-
-
-def _summary(sums: np.ndarray, tokens: np.ndarray) -> dict[str, float | int]:
-    loss = float(sums.sum() / tokens.sum())
-    return {"loss": loss, "perplexity": perplexity(loss), "tokens": int(tokens.sum())}
+        for name in ("base", "tuned"):
+            loss = float(getattr(rows, name).sum() / rows.tokens.sum())
+            self[name] = {"loss": loss, "perplexity": perplexity(loss), "tokens": int(rows.tokens.sum())}
 
 
 def perplexity(loss: float) -> float:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
+import pkgutil
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from difflib import SequenceMatcher
 from pathlib import Path
+
+import numpy as np
 
 from mac_lora_helpers.errors import InputError
 
@@ -68,52 +69,35 @@ def find_metric(name: str) -> Metric:
     """
     if name in BUILT_IN:
         return BUILT_IN[name]
-    module_name, _, function_name = name.partition(":")
-    fix = f"one of {', '.join(BUILT_IN)}, or module:function with a module that Python can import from here"
-    if not (module_name and function_name):
-        raise InputError(f"{name!r} is not a metric", where="parameter metric", fix=fix)
-    try:
-        with _current_folder_on_path():
-            module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            f"the module {module_name!r} of the metric cannot be imported: {type(error).__name__}: {error}",
-            where="parameter metric",
-            fix=fix,
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise InputError(f"{module_name} has no function {function_name!r}", where="parameter metric", fix=fix)
-    return _checked(function, name)
-
-
-@contextmanager
-def _current_folder_on_path() -> Iterator[None]:
-    here = str(Path.cwd())
+    here, fix = str(Path.cwd()), f"one of {', '.join(BUILT_IN)}, or module:function with a module that Python can import from here"
     sys.path.insert(0, here)
     try:
-        yield
+        function = pkgutil.resolve_name(name)
+    except Exception as error:
+        what = f"the metric {name!r} cannot be imported: {type(error).__name__}: {error}"
+        raise InputError(what, where="parameter metric", fix=fix) from error
     finally:
         sys.path.remove(here)
+    if ":" not in name or not callable(function):
+        raise InputError(f"{name!r} is not a metric: no function", where="parameter metric", fix=fix)
+    return _checked(function, name)
 
 
 def _checked(function: Callable[[str, str], object], name: str) -> Metric:
     """The user's function, with its own errors and values that are no number told in the user's terms."""
 
     def metric(answer: str, expected: str) -> float:
-        where = f"metric {name}, expected answer {expected[:60]!r}"
+        where, fix = (
+            f"metric {name}, expected answer {expected[:60]!r}",
+            "it gets (answer, expected) and returns a finite number or true/false",
+        )
         try:
             value = function(answer, expected)
         except Exception as error:
-            fix = "the function is called with (answer, expected), two texts, and returns a number: higher is better"
             raise InputError(f"the metric failed: {type(error).__name__}: {error}", where=where, fix=fix) from error
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(f"the metric returned {value!r}", where=where, fix="return a finite number or true/false")
-        return number
+        if not isinstance(value, (int, float, np.number, np.bool_)) or not math.isfinite(value):
+            raise InputError(f"the metric returned {value!r}", where=where, fix=fix)
+        return float(value)
 
     return metric
 

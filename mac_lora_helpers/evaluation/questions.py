@@ -74,7 +74,7 @@ def _parsed(tokenizer: Any, ids: list[int], prompt: list[int], plain: str) -> di
             tokenizer.response_template = _COMMON
     if tokenizer.response_template is not _COMMON:
         return parse_response(tokenizer, ids, prefix=prompt)
-    opened = tokenizer.decode(prompt[-4:]).rstrip().endswith("<think>")
+    opened = tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
     try:
         return tokenizer.parse_response(plain, prefix="\0<think>" if opened else "\0")
     except (ValueError, TypeError):  # a call that is no JSON

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from mac_lora_helpers import origin
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.evaluation.intervals import (
@@ -16,7 +17,6 @@ from mac_lora_helpers.evaluation.intervals import (
     Difference,
     compare,
     interval_text,
-    perplexity_interval,
     words,
 )
 from mac_lora_helpers.evaluation.losses import Losses
@@ -68,7 +68,7 @@ def score(losses: Losses, answers: Rows, general: Losses | None = None) -> dict[
         "loss_examples": len(losses.rows.tokens),
         "test_rows": losses.available,
         "metric": config.metric,
-        "difference": {name: {**difference.to_dict(), "better_when": _better_when(name)} for name, difference in differences.items()},
+        "difference": {name: difference.to_dict() for name, difference in differences.items()},
         "not_applicable": reasons,
         "outcome": outcome,
         "verdict": verdict,
@@ -110,11 +110,7 @@ def _means(columns: dict[str, dict[str, list[float]]], reasons: dict[str, str], 
 
 
 def _differences(losses: Losses, columns: dict[str, Any], reasons: dict[str, str], seed: int) -> dict[str, Difference]:
-    rows, found = losses.rows, {"loss": loss_difference(losses, seed)}
-    interval = perplexity_interval(rows.base, rows.tuned, rows.tokens, seed)
-    if interval:  # perplexity rises and falls with the loss, so its verdict is the loss's
-        value = losses["tuned"]["perplexity"] - losses["base"]["perplexity"]
-        found["perplexity"] = Difference(**{**found["loss"].to_dict(), "value": value, "low": interval[0], "high": interval[1]})
+    found = {"loss": loss_difference(losses, seed)}
     for name, values in columns.items():
         if name not in reasons:
             shares = all(0 <= value <= 1 for value in (*values["base"], *values["tuned"]))
@@ -127,10 +123,6 @@ def loss_difference(losses: Losses, seed: int) -> Difference:
     rows = losses.rows
     margin = max(LOSS_MARGIN, LOSS_MARGIN * float(losses["base"]["loss"]))
     return compare(rows.base, rows.tuned, rows.tokens, higher_is_better=False, margin=margin, seed=seed)
-
-
-def _better_when(name: str) -> str:
-    return "lower" if name in ("loss", "perplexity") else "higher"
 
 
 def _overall(metrics: dict[str, Any], differences: dict[str, Difference], metric: str) -> tuple[str, str]:
@@ -226,5 +218,7 @@ def save(run: RunDir, metrics: Mapping[str, Any], answers: Rows, trained: Any) -
     """
     if not answers:
         raise InputError("there are no answers to save", where="eval/samples.jsonl", fix="run compare_answers first")
-    run.write_lines("eval_samples", answers)
-    run.write_json("eval_metrics", {**metrics, **run.made_from(trained.adapter.folder)})
+    with run.writing("saving the evaluation"):
+        run.path("eval_metrics").unlink(missing_ok=True)
+        run.write_lines("eval_samples", answers)
+        run.write_json("eval_metrics", {**metrics, **origin.record(run, trained.adapter.folder)})

@@ -100,21 +100,22 @@ def _tokens_of_train(module: Any) -> None:
 
 
 def _never_on(module: Any) -> None:
-    module.Trained.tuned = module.Trained.base
+    module.Trained.voice = lambda self, which: self.model.disable_adapter()
 
 
 def _fresh_adapter(module: Any) -> None:
     """As when the names in the file fit nothing in the model: PEFT warns and leaves the new matrices."""
 
-    def attach(adapter: Any, base: Any, device: str) -> Any:
-        from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    import json
 
-        kept = {name: value for name, value in adapter.settings.items() if name in ("r", "lora_alpha", "target_modules")}
-        model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **kept)).eval()
-        module.check_applied(adapter, get_peft_model_state_dict(model))
-        return model
+    import peft
 
-    module._attach = attach
+    def fresh(base: Any, folder: Any, **named: Any) -> Any:
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        kept = {name: settings[name] for name in ("r", "lora_alpha", "target_modules")}
+        return peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **kept)).eval()
+
+    peft.PeftModel.from_pretrained = fresh
 
 
 def _no_template_in_file(module: Any) -> None:
@@ -139,7 +140,7 @@ def _half_scale(module: Any) -> None:
 
 
 _MASKING, _RECIPE = "mac_lora_helpers.data.masking", "mac_lora_helpers.training.recipe"
-_LOADING = "mac_lora_helpers.evaluation.loading"
+_LOADING = "mac_lora_helpers.evaluation.trained"
 
 PLANTS: dict[str, Plant] = {
     "learning_rate_x10": Plant(

@@ -32,9 +32,19 @@ def chat_rows(count: int) -> list[dict]:
 
 def token_rows(tokenizer, rows: list[dict]) -> list[dict]:
     """``input_ids`` and ``labels`` of chat rows, the answers' tokens counting."""
-    from mac_lora_helpers.evaluation.general import conversation_tokens
+    from mac_lora_helpers.evaluation.losses import labelled
+    from mac_lora_helpers.evaluation.questions import trained_turn
 
-    return [conversation_tokens(tokenizer, row["messages"]) for row in rows]
+    return [labelled(*trained_turn(tokenizer, row["messages"])) for row in rows]
+
+
+def ask(trained, prompt: str, which: str = "tuned", **values):
+    """One answer to one question."""
+    from mac_lora_helpers import evaluation
+
+    config = trained.config.model_copy(update=values)
+    (answer,) = evaluation.generate(trained, [evaluation.prompt_ids(trained.tokenizer, prompt)], config, which)
+    return answer
 
 
 def edit_json(path: Path, **changes) -> None:

@@ -1,6 +1,7 @@
 """Losses against transformers' own, row by row and weighted by tokens."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from tiny import tiny_model
 from mac_lora_helpers import evaluation
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.evaluation import losses as room
-from mac_lora_helpers.evaluation.losses import IGNORED, choose, padded_width, perplexity
+from mac_lora_helpers.evaluation.losses import IGNORED, padded_width, perplexity
+from mac_lora_helpers.evaluation.questions import choose
 
 
 def own_loss(trained, rows):
@@ -32,7 +34,7 @@ def test_both_losses_are_those_of_transformers(trained, rows, batch):
     trained.config.eval_batch_size = batch
     found = evaluation.compare_losses(trained, tokens)
     tuned, count = own_loss(trained, tokens)
-    with trained.base():
+    with trained.voice("base"):
         base, _ = own_loss(trained, tokens)
     assert found["base"] == {"loss": pytest.approx(base, rel=1e-5), "perplexity": pytest.approx(np.exp(base), rel=1e-4), "tokens": count}
     assert found["tuned"]["loss"] == pytest.approx(tuned, rel=1e-5)
@@ -134,7 +136,5 @@ def test_general_conversations_count_answers_only(trained):
     found = evaluation.compare_general(trained)
     assert len(found.rows.tokens) == 30
     assert found.source == "general conversations"
-    from mac_lora_helpers.evaluation.general import CONVERSATIONS
-
-    answer = trained.tokenizer(CONVERSATIONS[0][1])["input_ids"]
-    assert found.rows.tokens[0] == len(answer) + 1
+    first = json.loads(room.CONVERSATIONS.read_text().splitlines()[0])["messages"]
+    assert found.rows.tokens[0] == len(trained.tokenizer(first[-1]["content"])["input_ids"]) + 1

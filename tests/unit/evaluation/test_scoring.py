@@ -33,7 +33,7 @@ def test_the_contract_keys_and_more(trained, rows):
     for who in ("base", "tuned"):
         assert {"loss", "perplexity", "exact_match", "contains", "token_f1", "stop_rate", "tokens"} <= set(metrics[who])
     assert metrics["examples"] == 24 == len(answers)
-    assert set(metrics["difference"]) == {"loss", "perplexity", "exact_match", "contains", "token_f1", "stop_rate"}
+    assert set(metrics["difference"]) == {"loss", "exact_match", "contains", "token_f1", "stop_rate"}
     for name, difference in metrics["difference"].items():
         assert difference["low"] <= difference["value"] <= difference["high"]
         assert difference["value"] == pytest.approx(metrics["tuned"][name] - metrics["base"][name])
@@ -46,14 +46,14 @@ def test_saved_and_read_back(trained, rows, tmp_path):
 
     metrics, answers = measured(trained, rows)
     run = RunDir(tmp_path)
-    evaluation.save(run, metrics, answers)
+    evaluation.save(run, metrics, answers, trained)
     assert run.read_json("eval_metrics")["tuned"] == metrics["tuned"]
     lines = run.read_lines("eval_samples")
     assert [(line["prompt"], line["expected"], line["base"], line["tuned"]) for line in lines] == [
         (answer["prompt"], answer["expected"], answer["base"], answer["tuned"]) for answer in answers
     ]
     with pytest.raises(InputError):
-        evaluation.save(run, metrics, [])
+        evaluation.save(run, metrics, [], trained)
 
 
 def test_a_useless_adapter_makes_no_difference(useless, rows):
@@ -156,6 +156,15 @@ def test_answers_that_had_too_little_room_are_another_finding(trained, rows):
     assert not any("never ends" in finding for finding in metrics["findings"])
 
 
+def test_examples_that_time_ran_out_for_are_told(trained, rows):
+    losses = evaluation.compare_losses(trained, token_rows(trained.tokenizer, rows))
+    answers = evaluation.compare_answers(trained, rows, trained.config)
+    answers.coverage = {"examples": 8, "of": 24, "seconds": 600.0}
+    metrics = evaluation.score(losses, answers)
+    assert metrics["coverage"] == {"examples": 8, "of": 24, "seconds": 600.0}
+    assert any("Asked 8 of 24 held-out examples" in finding for finding in metrics["findings"])
+
+
 def test_rows_that_were_not_asked_are_told(trained, rows):
     rows[3]["messages"][-1]["content"] = " "
     metrics, _ = measured(trained, rows)
@@ -172,7 +181,7 @@ def test_plain_text_has_losses_and_no_scores(trained):
     assert "plain text" in metrics["not_applicable"]["exact_match"]
     assert metrics["tuned"]["loss"] > 0
     assert metrics["verdict"].count("loss") == 1
-    assert [row.name for row in evaluation.metric_rows(metrics)] == ["loss", "perplexity", "stop rate"]
+    assert [row.name for row in evaluation.metric_rows(metrics)] == ["loss", "stop rate"]
 
 
 def test_json_is_looked_at_where_json_is_expected(trained, rows):
@@ -202,7 +211,7 @@ def test_no_home_directory_in_the_artefact(trained, rows, tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(Path(trained.config.model_id).parent))
     metrics, answers = measured(trained, rows)
     run = RunDir(tmp_path)
-    evaluation.save(run, metrics, answers)
+    evaluation.save(run, metrics, answers, trained)
     assert str(Path(trained.config.model_id).parent) not in run.path("eval_metrics").read_text()
 
 

@@ -62,10 +62,11 @@ class TestOwnMetric:
         ("name", "what"),
         [
             ("no_such_module:f", "No module named"),
-            ("my_scores:no_such_function", "no function 'no_such_function'"),
-            ("my_scores:value", "no function 'value'"),
+            ("my_scores:no_such_function", "no attribute 'no_such_function'"),
+            ("my_scores:value", "not a metric"),
+            ("my_scores", "not a metric"),
             ("does_not_import:f", "half-written"),
-            ("exact", "not a metric"),
+            ("exact", "No module named"),
         ],
     )
     def test_a_bad_name_is_refused(self, name, what):
