@@ -280,7 +280,7 @@ def evaluate(run: Any, config: Any) -> None:
     losses = evaluation.compare_losses(trained, tokens["test"])
     answers = evaluation.compare_answers(trained, run.read_lines("test"), config)
     metrics = evaluation.score(losses, answers)
-    evaluation.save(run, metrics, answers)
+    evaluation.save(run, metrics, answers, trained)
     print(metrics["verdict"], flush=True)
 
 
