@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mac_lora_helpers.config import Config
@@ -16,6 +16,7 @@ from mac_lora_helpers.ui.parts import TEXT, Shown, button, column, escape, headl
 #: Shortest time between two updates of an answer, in seconds.
 EVERY = 0.1
 VOICES = ("base", "tuned")
+_boxes: weakref.WeakSet[AskBox] = weakref.WeakSet()
 
 
 def ask_box(trained: Any, config: Config) -> AskBox | None:
@@ -43,18 +44,18 @@ class AskBox(Shown):
     def __init__(self, stream: Callable[[str, str], Iterable[str]], prompt: str) -> None:
         import ipywidgets as widgets
 
-        self.stream = stream
+        self.stream, self._texts = stream, dict.fromkeys(VOICES, "")
+        self._cancelled, self._thread = threading.Event(), None
         self.question = widgets.Text(value=prompt, description="question", layout=widgets.Layout(width="min(44em, 100%)"))
         self.question.on_msg(self._entered)
         self.ask_button = button("Ask both", "asks base and tuned model; Enter in the question does the same", self.ask, "primary")
-        self.cancel_button = button("Cancel", "stops after the next piece of text", self.cancel)
+        self.cancel_button = button("Cancel", "stops after the next piece of text", self._cancelled.set)
         self.cancel_button.disabled = True
         self.status = widgets.HTML(note("The settings are those of the form above.", live=True))
-        self.answers = {voice: widgets.HTML(_answer(voice, ""), layout=_half()) for voice in VOICES}
+        half = {"flex": "1 1 18em", "min_width": "0", "width": "auto"}
+        self.answers = {voice: widgets.HTML(_answer(voice, ""), layout=widgets.Layout(**half)) for voice in VOICES}
         answers = row(*self.answers.values(), align_items="stretch", grid_gap="12px")
         self.widget = column(row(self.question, self.ask_button, self.cancel_button), self.status, answers)
-        self._texts = dict.fromkeys(VOICES, "")
-        self._cancelled, self._thread = threading.Event(), None
         _cancel_when_a_cell_starts(self)
 
     def ask(self) -> None:
@@ -62,21 +63,17 @@ class AskBox(Shown):
         if self._thread is not None and self._thread.is_alive():
             return
         self._cancelled.clear()
-        self._texts = dict.fromkeys(VOICES, "")
         for voice in VOICES:
-            self.answers[voice].value = _answer(voice, "")
+            self._show(voice, "")
         self.ask_button.disabled, self.cancel_button.disabled = True, False
         self._thread = threading.Thread(target=self._work, args=(self.question.value,), daemon=True)
         self._thread.start()
 
     def cancel(self) -> None:
-        """Asks the answer under way to end; returns at once."""
+        """Ends the answer under way after its next piece."""
         self._cancelled.set()
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Until the answers are there."""
         if self._thread is not None:
-            self._thread.join(seconds)
+            self._thread.join()
 
     def _entered(self, _: Any, content: Any, buffers: Any) -> None:
         if isinstance(content, dict) and content.get("event") == "submit":
@@ -88,8 +85,8 @@ class AskBox(Shown):
             for voice in VOICES:
                 self._say(f"{voice} is answering …")
                 self._answer(voice, question)
-            ended = "cancelled" if self._cancelled.is_set() else "answered"
-            self._say(f"{ended} after {time.monotonic() - begin:.1f} s", "changed" if ended == "cancelled" else "plain")
+            ended, tone = ("cancelled", "changed") if self._cancelled.is_set() else ("answered", "plain")
+            self._say(f"{ended} after {time.monotonic() - begin:.1f} s", tone)
         except UserError as error:
             self._say(f"✗ {error.what}" + (f"; to do: {error.fix}" if error.fix else ""), "refused")
         except Exception as error:  # a thread's own traceback would be seen by nobody
@@ -98,23 +95,21 @@ class AskBox(Shown):
             self.ask_button.disabled, self.cancel_button.disabled = False, True
 
     def _answer(self, voice: str, question: str) -> None:
-        shown = 0.0
-        with contextlib.closing(self._pieces(voice, question)) as pieces:
-            for piece in pieces:
-                self._texts[voice] += piece
-                if time.monotonic() - shown >= EVERY:
-                    shown = time.monotonic()
-                    self.answers[voice].value = _answer(voice, self._texts[voice], "▌")
-        self.answers[voice].value = _answer(voice, self._texts[voice], "… (cancelled)" if self._cancelled.is_set() else "")
+        text, shown = "", 0.0
+        if not self._cancelled.is_set():
+            with contextlib.closing(self.stream(question, voice)) as pieces:  # leaving it ends the generation
+                for piece in pieces:
+                    text += piece
+                    if self._cancelled.is_set():
+                        break
+                    if time.monotonic() - shown >= EVERY:
+                        shown = time.monotonic()
+                        self._show(voice, text, "▌")
+        self._show(voice, text, "… (cancelled)" if self._cancelled.is_set() else "")
 
-    def _pieces(self, voice: str, question: str) -> Iterator[str]:
-        """The stream until it is cancelled; leaving it ends the generation."""
-        if self._cancelled.is_set():
-            return
-        for piece in self.stream(question, voice):
-            yield piece
-            if self._cancelled.is_set():
-                return
+    def _show(self, voice: str, text: str, end: str = "") -> None:
+        self._texts[voice] = text
+        self.answers[voice].value = _answer(voice, text + end)
 
     def _say(self, text: str, tone: str = "plain") -> None:
         self.status.value = note(text, tone, live=True)
@@ -128,22 +123,13 @@ class AskBox(Shown):
         return "\n".join([self.question.value, *(f"{voice}: {text}" for voice, text in self._texts.items())])
 
 
-def _half() -> Any:
-    import ipywidgets as widgets
-
-    return widgets.Layout(flex="1 1 18em", min_width="0", width="auto")
-
-
-def _answer(voice: str, text: str, end: str = "") -> str:
+def _answer(voice: str, text: str) -> str:
     style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4;min-height:2.8em"
     frame = "border:1px solid rgba(128,128,128,.5);border-radius:4px;padding:6px 10px"
     return (
         f"<div {TEXT} style='{frame}' role='group' aria-label='answer of {voice}'><div style='font-weight:600'>{voice}</div>"
-        f"<div style='{style}'>{escape(text)}{escape(end)}</div></div>"
+        f"<div style='{style}'>{escape(text)}</div></div>"
     )
-
-
-_boxes: weakref.WeakSet[AskBox] = weakref.WeakSet()
 
 
 def _cancel_when_a_cell_starts(box: AskBox) -> None:
@@ -151,12 +137,12 @@ def _cancel_when_a_cell_starts(box: AskBox) -> None:
     from IPython import get_ipython
 
     shell = get_ipython()
-    if shell is not None:
-        shell.events.register("pre_run_cell", _cancel_all)
+    if shell is not None and not _boxes:
+        shell.events.register("pre_run_cell", cancel_all)
     _boxes.add(box)
 
 
-def _cancel_all(*_: Any) -> None:
+def cancel_all(*_: Any) -> None:
+    """Ends every answer under way."""
     for box in list(_boxes):
         box.cancel()
-        box.wait()

@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.config import PRESETS, Config, parameter_info, preset_values, why_refused
+from mac_lora_helpers.config import CONSENT, PRESETS, Config, parameter_info, preset_values, why_refused
 from mac_lora_helpers.errors import UserError
 from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.ui.parts import TEXT, Shown, button, column, escape, heading, headless, note, row
-from mac_lora_helpers.ui.settings import SOURCES, allowed, command, differs, kept, origin, plain, settings_table
+from mac_lora_helpers.ui.settings import SOURCES, allowed, command, differs, origin, plain, settings_table
 from mac_lora_helpers.ui.tables import Table
 
 _HEAD = (
@@ -33,7 +33,7 @@ def config_form(config: Config, names: Iterable[str]) -> ConfigForm | Table:
 
 
 class ConfigForm(Shown):
-    """The form: a field for each parameter, the command that does the same, and behind a switch every parameter.
+    """The form: a field for each parameter, and the command that does the same.
 
     Args:
         config: the resolved parameters; written to.
@@ -49,18 +49,13 @@ class ConfigForm(Shown):
         self.fields = {name: Field(self, name) for name in self.names}
         self.status = widgets.HTML(layout=widgets.Layout(flex="1 1 18em", min_width="0"))
         self.drop = button("drop what was typed", "every field here goes back to what holds without the form", self.drop_typed)
-        self.command, self.table = widgets.HTML(), widgets.HTML(layout=widgets.Layout(overflow="auto", max_width="100%", display="none"))
-        self.all = widgets.Checkbox(description="show every parameter", indent=False, layout=widgets.Layout(width="auto"))
-        self.all.observe(lambda _: self.show(), names="value")
-        head = [widgets.HTML(note(_HEAD)), row(self.status, self.drop), *([top] if top else [])]
-        self.widget = column(*head, *self._groups(), self.command, self.all, self.table)
-        self.show()
-
-    def _groups(self) -> list[Any]:
+        self.command = widgets.HTML()
         groups: dict[str, list[Any]] = {}
         for name, field in self.fields.items():
             groups.setdefault(parameter_info(name)["group"], []).append(field.row)
-        return [column(heading(group), *rows) for group, rows in groups.items()]
+        head = [widgets.HTML(note(_HEAD)), row(self.status, self.drop), *([top] if top else [])]
+        self.widget = column(*head, *(column(heading(group), *rows) for group, rows in groups.items()), self.command)
+        self.show()
 
     def set(self, name: str, value: Any) -> str:
         """Writes a value and keeps it for the next run.
@@ -112,8 +107,6 @@ class ConfigForm(Shown):
         self.status.value = note(said or words, "refused" if said else "changed" if typed else "plain", live=True)
         self.drop.layout.display = "" if typed else "none"
         self.command.value = _command(command(self.config))
-        self.table.layout.display = "" if self.all.value else "none"
-        self.table.value = settings_table(self.config)._repr_html_() if self.all.value else ""
 
     def static_html(self) -> str:
         """The fields' values as a table."""
@@ -138,7 +131,7 @@ class Field:
         self.form, self.config, self.name, self.after = form, form.config, name, ""
         self.help = " · ".join(part for part in (parameter_info(name)["help"], _limits(name)) if part)
         self.widget = _widget(name, getattr(self.config, name))
-        self.widget.layout = widgets.Layout(width="min(56em, 100%)" if name in _PATHS else "min(30em, 100%)", flex="0 1 auto")
+        self.widget.layout = widgets.Layout(width="min(46em, 100%)" if name in _PATHS else "min(30em, 100%)", flex="0 1 auto")
         self.widget.style.description_width, self.widget.tooltip = "15em", self.help
         self.reset = button(f"reset {name}", f"{name} goes back to what holds without the form", lambda: form.release(name))
         self.message = widgets.HTML(layout=widgets.Layout(flex="1 1 18em", min_width="0"))
@@ -173,7 +166,7 @@ class Field:
             parts = [self.after, *parts] if self.after else parts
         elif asked:
             parts = [f"● {self._origin()}", *parts]
-        return " · ".join(parts)
+        return ("\n" if self.name == "preset" else " · ").join(parts)
 
     def _origin(self) -> str:
         """Where the value came from, what the preset has, and what becomes of it in the next run."""
@@ -181,7 +174,7 @@ class Field:
         words = origin(self.config, self.name) + (base if differs(self.config, self.name) else "")
         if self.form.typed(self.name) and self.config.given(self.name):
             words += f"; at Run All the value {SOURCES[self.config.given(self.name)]} counts again"
-        elif not kept(self.name):
+        elif self.name in CONSENT:
             words += "; it counts for this run only, and is asked for anew in the next"
         elif self.name == "out_dir" and self.config.source_of(self.name) == "form":
             words += "; counts from Run All on"

@@ -50,7 +50,7 @@ class Shown:
 def note(text: str, tone: str = "plain", live: bool = False) -> str:
     """One line beside a field, escaped; ``live`` lines are read out when they change."""
     role = " role='status'" if live else ""
-    return f"<div {TEXT}{role} style='line-height:1.35;white-space:normal;{_TONES[tone]}'>{escape(text)}</div>"
+    return f"<div {TEXT}{role} style='line-height:1.35;white-space:pre-line;{_TONES[tone]}'>{escape(text)}</div>"
 
 
 def escape(text: str) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
-from mac_lora_helpers.config import CONSENT, Config, parameter_info, preset_values
+from mac_lora_helpers.config import Config, parameter_info, preset_values
 from mac_lora_helpers.ui.tables import Table
 
 #: Where a value came from, in words.
@@ -21,14 +21,10 @@ SOURCES = {
 _BOUNDS = {"minimum": "at least", "exclusiveMinimum": "more than", "maximum": "at most", "exclusiveMaximum": "less than"}
 
 
-def settings_table(config: Config, names: Iterable[str] | None = None) -> Table:
-    """Parameters with value, origin and meaning; what differs from the preset carries a mark.
-
-    Args:
-        names: the parameters to show, in order; None: all.
-    """
+def settings_table(config: Config, names: Iterable[str]) -> Table:
+    """Parameters with value, origin and meaning; what differs from the preset carries a mark."""
     rows = []
-    for name in names or type(config).model_fields:
+    for name in names:
         mark = f"● preset {config.preset} has {plain(preset_values(config.preset)[name])}; " if differs(config, name) else ""
         rows.append((name, plain(getattr(config, name)), mark + origin(config, name), parameter_info(name)["help"]))
     return Table(["parameter", "value", "from", "meaning"], rows)
@@ -54,7 +50,7 @@ def command(config: Config) -> str:
     """``mac-lora run …`` that gives this config again: what differs from the preset, and what the environment holds today."""
     names = [name for name in type(config).model_fields if name != "preset"]
     values = {name: getattr(config, name) for name in names if differs(config, name) or name.upper() in os.environ}
-    options = [f"-p {name} {shlex.quote(written(value))}" for name, value in values.items()]
+    options = [f"-p {name} {shlex.quote(_written(value))}" for name, value in values.items()]
     return " ".join(["mac-lora run", f"--preset {config.preset}", *options])
 
 
@@ -65,19 +61,13 @@ def allowed(name: str) -> str:
     return ", ".join(bounds or map(plain, info["choices"]))
 
 
-def kept(name: str) -> bool:
-    """Whether a form keeps what is typed: consent is given anew each time."""
-    return name not in CONSENT
-
-
-def written(value: Any) -> str:
-    """A value as it stands on a command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def plain(value: Any) -> str:
     """A value for people: an empty one is called so."""
-    return written(value) or "(empty)"
+    return _written(value) or "(empty)"
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: float) -> str:

@@ -81,7 +81,7 @@ def words(question, voice):
 def test_both_answer_and_nothing_becomes_markup():
     box = asking(words, "why?")
     box.ask_button.click()
-    box.wait(10)
+    box._thread.join(10)
     assert "base says &lt;b&gt;why?" in box.answers["base"].value
     assert "tuned says &lt;b&gt;why?" in box.answers["tuned"].value
     assert "answered after" in box.status.value
@@ -93,11 +93,11 @@ def test_what_cannot_be_asked_is_said_in_place():
     box = asking(words)
     box.question.value = "  "
     box.ask()
-    box.wait(10)
+    box._thread.join(10)
     assert "✗ there is nothing to ask; to do: write a question" in box.status.value
     box.question.value = "now"
     box.ask()
-    box.wait(10)
+    box._thread.join(10)
     assert "answered after" in box.status.value
 
 
@@ -108,7 +108,7 @@ def test_an_unforeseen_error_is_said_too():
 
     box = asking(broken)
     box.ask()
-    box.wait(10)
+    box._thread.join(10)
     assert "RuntimeError: no such layer" in box.status.value
     assert not box.ask_button.disabled
 
@@ -131,20 +131,20 @@ def test_cancel_leaves_the_stream_and_the_next_question_is_answered():
     box.ask()
     assert arrived.wait(10)
     box.cancel_button.click()
-    box.wait(10)
+    box._thread.join(10)
     assert left.is_set()
     assert "cancelled after" in box.status.value
     assert "(cancelled)" in box.answers["base"].value
     assert "word" not in box.answers["tuned"].value
     box.question.value = "short"
     box._entered(None, {"event": "submit"}, None)
-    box.wait(10)
+    box._thread.join(10)
     assert ">tuned</div>" in box.answers["tuned"].value
 
 
 def test_a_cell_that_starts_ends_the_answer_under_way():
     """Base and tuned are one model: beside a running cell its switch would be turned under it."""
-    from mac_lora_helpers.ui.ask import _cancel_all
+    from mac_lora_helpers.ui.ask import cancel_all
 
     begun = threading.Event()
 
@@ -156,7 +156,7 @@ def test_a_cell_that_starts_ends_the_answer_under_way():
     box = asking(endless)
     box.ask()
     assert begun.wait(10)
-    _cancel_all()
+    cancel_all()
     assert not box._thread.is_alive()
 
 
