@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mac_lora_helpers import language
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check, fail, ok, warn
 from mac_lora_helpers.environment.fit import download_needed, run_disk_needed
@@ -47,7 +48,8 @@ def check_model(model: Base, config: Config) -> Check:
     if model.problem:
         return fail("Model", f"{model.name}: {model.problem}", model.fix or "set model_id to a Hub id or a model folder")
     place = "on this machine" if model.local else "to be downloaded from the Hub"
-    kind = {"vision": "vision-language", "text": "text"}.get(model.kind, "taken for a text model")
+    kinds = {"vision": f"takes more than text: {language.told(model.settings)}", "text": "text"}
+    kind = kinds.get(model.kind, "taken for a text model")
     extra = f", quantized ({model.quantized})" if model.quantized else ""
     if model.parameters is None:
         detail = f"{model.name}: size unknown (no number in its name, and its config is not here), {place}"

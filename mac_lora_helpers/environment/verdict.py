@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from mac_lora_helpers import language
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check
 from mac_lora_helpers.environment.checks_machine import ELSEWHERE, memory_guidance
@@ -70,15 +71,10 @@ def _still_possible(machine: Machine, config: Config, facts: dict[str, Any]) -> 
 
 
 def _recipe_limits(model: Base) -> list[str]:
-    """Limits that hold on every machine: this suite trains text models with LoRA on unquantized weights."""
-    found = []
-    if model.kind == "vision":
-        found.append(f"{model.name} is a vision-language model: neither this suite nor a Mac laptop is made for training those")
-    if model.quantized:
-        found.append(
-            f"its weights are quantized ({model.quantized}): training those (QLoRA) needs CUDA libraries; use the unquantized model here"
-        )
-    return found
+    """Limits that hold on every machine: this suite trains with LoRA on unquantized weights."""
+    if not model.quantized:
+        return []
+    return [f"its weights are quantized ({model.quantized}): training those (QLoRA) needs CUDA libraries; use the unquantized model here"]
 
 
 def _rubric(model: Base, config: Config, machine: Machine) -> list[str]:
@@ -120,9 +116,9 @@ def _cuda_limits(needed: float | None, facts: dict[str, Any]) -> list[str]:
 
 
 def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, needed: float | None) -> list[str]:
-    reasons = []
+    reasons = [f"{model.name} takes more than text: {language.told(model.settings)}"] if model.kind == "vision" else []
     if model.parameters is None and not model.problem:
-        reasons.append(f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters and takes no images")
+        reasons.append(f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters")
     elif model.parameters is None:
         return reasons
     elif device.name == "cuda":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text", "model", "adapter"}
+GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text", "language", "model", "adapter"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
@@ -23,7 +23,8 @@ ALLOWED = {
     "artifacts_lock": {"errors", "files"},
     "origin": {"errors", "artifacts"},
     "compat": {"errors"},
-    "model": {"artifacts", "compat", "config", "errors", "redaction"},
+    "language": {"config", "errors"},
+    "model": {"artifacts", "compat", "config", "errors", "language", "redaction"},
     "adapter": {"origin", "artifacts", "config", "errors", "redaction", "model"},
     "smoke": {"errors"},
     "environment": GROUND | {"smoke"},
