@@ -1,4 +1,6 @@
-"""The language part of a model that also takes images or sound: such a checkpoint is trained, evaluated and exported as a text model.
+"""What text rows reach of a model: its language part, and so many positions.
+
+A checkpoint that also takes images or sound is trained, evaluated and exported as a text model.
 
 Text rows never reach a vision or audio tower, so an adapter there would stay as it is. What is left out is known from
 ``config.json`` alone; the weights of the language part are found under the names that its own text model has for them.
@@ -83,3 +85,27 @@ def _renamed(name: str) -> str:
     for old, new in RENAMED.items():
         name = re.sub(old, new, name)
     return name
+
+
+def require_positions(config: Config, longest: int) -> None:
+    """Refuses rows that are longer than what the model was made for: beyond its positions it computes nonsense, or fails.
+
+    Args:
+        longest: tokens of the longest row.
+
+    Raises:
+        InputError: the model has fewer positions.
+    """
+    from transformers import AutoConfig
+
+    try:
+        text = AutoConfig.from_pretrained(config.model_path, trust_remote_code=config.trust_remote_code).get_text_config()
+    except (OSError, ValueError):  # said where the model is loaded
+        return
+    positions = getattr(text, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < longest:
+        raise InputError(
+            f"a row has {longest:,} tokens, but the model has {positions:,} positions: what stands beyond them, it cannot place",
+            where="parameter max_seq_length",
+            fix=f"max_seq_length={positions} or less (notebook 02 cuts rows to it), or a model with a longer context",
+        )

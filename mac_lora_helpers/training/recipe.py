@@ -121,6 +121,7 @@ FIXED: dict[str, Any] = {
     "optim": "adamw_torch",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
+    "router_aux_loss_coef": 0.0,  # routers of experts stay as they are: nothing to balance, and the loss stays the answers' own
     "fp16": False,
     "bf16": False,
     "packing": False,
