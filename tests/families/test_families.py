@@ -7,11 +7,12 @@ import json
 
 import pytest
 
-from families.models import FAMILIES, write
-from families.page import record
+from families.models import FAMILIES, configuration, tokenizer_of, write
+from families.page import PAGE, RESULTS, page, record
 from mac_lora_helpers import data, language, training
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
+from mac_lora_helpers.training import counting
 
 QUICK = {"Qwen3", "LFM2, LFM2.5", "Gemma 3, vision-text"}
 ROWS = [
@@ -54,9 +55,42 @@ def test_a_family_trains_three_steps_and_passes_the_audit(family, tmp_path):
     record(family.name, {"trains": "yes", "targets": targets, "left out": language.left_out(settings), "path": path})
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.model_type)
+def test_the_forecast_counts_what_a_real_forward_pass_keeps(family):
+    """The tensors that autograd saves on the CPU with real numbers; sliding windows and experts are counted a little otherwise."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    shape = configuration(family, tokenizer_of(family)).get_text_config()
+    config = resolve({"preset": "local", "device": "cpu"}, env={})
+    base = AutoModelForCausalLM.from_config(shape)
+    model = get_peft_model(base, counting.lora_for(config, base)).train()
+    known, kept = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return tensor
+
+    ids = torch.ones(2, 96, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = base.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    found, real = counting.count(config, shape, 2, 96, "cpu"), sum(storage.nbytes() for storage in kept.values())
+    assert hidden is not None
+    assert found.outside + sum(found.layers) == pytest.approx(real, rel=0.16)
+
+
 def adapted(run):
     """Modules with an adapter, from the file."""
     from safetensors import safe_open
 
     with safe_open(run.need("adapter") / "adapter_model.safetensors", framework="np") as stream:
         return [name.split(".lora_B")[0] for name in stream.keys() if ".lora_B" in name]  # noqa: SIM118
+
+
+def test_the_page_is_what_was_recorded():
+    """Only ``make families`` writes the results; the page must be made from them."""
+    assert PAGE.read_text(encoding="utf-8") == page()
+    assert {one.name for one in FAMILIES} == set(json.loads(RESULTS.read_text(encoding="utf-8")))
