@@ -19,7 +19,7 @@ from typing import Any
 
 from mac_lora_helpers import locks
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.files import atomic_file, atomic_folder, disk_errors, kind, mismatch, portable, portable_tree, read_json, refusal
+from mac_lora_helpers.files import atomic_file, atomic_folder, disk_errors, kind, mismatch, read_json, refusal
 from mac_lora_helpers.layout import ARTIFACTS, CONSENT, EARLY, HOLDERS, LASTING, LINES, NOTEBOOKS, SEALED, SHAPES
 from mac_lora_helpers.ownership import claim, refuse_links, require_ours
 from mac_lora_helpers.placing import (
@@ -32,6 +32,7 @@ from mac_lora_helpers.placing import (
     tidy,
     units,
 )
+from mac_lora_helpers.redaction import portable, portable_tree
 
 __all__ = ["ARTIFACTS", "CONSENT", "NOTEBOOKS", "RunDir", "Stage", "adapter_digest", "file_digest", "without_consent"]
 
@@ -209,18 +210,20 @@ class RunDir:
         Raises:
             MissingArtifact: not there. InputError: a line is damaged.
         """
-        path, rows, number = self.need(name), [], 0
+        path, rows = self.need(name), []
         try:
-            with path.open("rb") as stream:
-                for number, line in enumerate(stream, start=1):
-                    rows += [json.loads(line)] if line.strip() else []
-                    if rows and (wrong := mismatch(rows[-1], dict)):
-                        raise ValueError(wrong)
+            lines = path.read_bytes().split(b"\n")
         except OSError as error:
             raise refusal(error, path, "read") from None
-        except (ValueError, RecursionError) as error:
-            place = f"{portable(str(path))}, line {number}"
-            raise InputError(f"{path.name} cannot be read: {error}", where=place, fix=_remake(name)) from None
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+                wrong = mismatch(rows[-1], dict) if line.strip() else ""
+            except (ValueError, RecursionError) as error:
+                wrong = str(error)
+            if wrong:
+                place = f"{portable(str(path))}, line {number}"
+                raise InputError(f"{path.name} cannot be read: {wrong}", where=place, fix=_remake(name))
         return rows
 
     def config(self, name: str) -> dict[str, Any]:
@@ -278,9 +281,8 @@ class RunDir:
         lines = LINES.get(name, "")
         had = self.read_json(name).get("lines_digest") if lines and self.has(name) else None
         if had is not None and (not self.has(lines) or file_digest(self.need(lines)) != had):
-            raise _foreign(
-                f"{ARTIFACTS[lines][0]} is not of the run that {ARTIFACTS[name][0]} tells of", ARTIFACTS[lines][0], ARTIFACTS[name][1]
-            )
+            (path, number), (other, _) = ARTIFACTS[lines], ARTIFACTS[name]
+            raise _foreign(f"{path} is not of the run that {other} tells of", path, number)
 
     # Writing
 

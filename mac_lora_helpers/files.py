@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -17,11 +18,11 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
-from mac_lora_helpers.redaction import portable, portable_tree
-
-__all__ = ["REFUSALS", "atomic_file", "atomic_folder", "disk_errors", "is_disk_full", "portable", "portable_tree", "refusal"]
+from mac_lora_helpers.redaction import portable as portable  # rooms that are not rebuilt yet look for it here
+from mac_lora_helpers.text import size
 
 #: What the system says when a folder cannot be used → in the user's terms.
 REFUSALS = {
@@ -143,8 +144,8 @@ def refusal(error: OSError, path: Path, verb: str = "written", needs: int | None
     """
     where = portable(str(path))
     if is_disk_full(error):
-        room = f"; there was room for {_size(_free(path.parent) if had is None else had)}"
-        wanted = f", and {_size(needs)} are needed" if needs else ""
+        room = f"; there was room for {size(_free(path.parent) if had is None else had)}"
+        wanted = f", and {size(needs)} are needed" if needs else ""
         what = f"{path.name} cannot be {verb}: the disk is full{room}{wanted}"
         return CheckFailed(what, where=where, fix="make room and run again; what was finished before is kept")
     reason = REFUSALS.get(error.errno or 0) or error.strerror or type(error).__name__
@@ -179,14 +180,6 @@ def _free(folder: Path) -> int:
 def _bytes_of(path: Path) -> int:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
-
-
-def _size(count: int) -> str:
-    """1.2 GB, 3 MB, 512 bytes."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count} bytes"
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 RUN, WRITE = ".run.lock", ".write.lock"
 #: Environment name under which a run's mark reaches the kernels that it starts.

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mac_lora_helpers import __version__
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import REFUSALS, atomic_file, kind, portable, read_json
+from mac_lora_helpers.files import REFUSALS, atomic_file, kind, read_json
+from mac_lora_helpers.redaction import portable
 
 MARKER = ".mac-lora.json"
 _FIX = "name an empty or a new folder as out_dir"
@@ -108,9 +109,7 @@ def refuse_links(root: Path, relative: str) -> None:
         path = path / part
         if path.is_symlink():
             what = f"{path.relative_to(root)} is a link, and nothing is written through one"
-            raise InputError(
-                what, where=portable(str(path)), fix="remove the link, or use another out_dir; the run directory itself may be a link"
-            )
+            raise InputError(what, where=portable(str(path)), fix="remove the link; the run directory itself may be one")
 
 
 def refuse_inputs(root: Path, inputs: Iterable[tuple[str, str]], outputs: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import PRESETS, Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.suite.job_commands import add_job
 from mac_lora_helpers.troubleshooting import explain
 

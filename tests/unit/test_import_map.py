@@ -8,31 +8,34 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text", "language", "model", "adapter"}
+#: Beside `config` what `artifacts` is made of: names, whole files, whose folder, what is put in place, locks.
+GROUND = {"errors", "config", "artifacts", "files", "compat", "redaction", "text", "language", "model", "adapter", "troubleshooting"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
     "redaction": set(),
     "text": set(),
     "errors": {"troubleshooting", "redaction", "text"},
-    "config": {"errors", "troubleshooting", "parameter_types", "drafts", "redaction", "smoke", "text"},
+    "config": {"artifacts", "ownership", "errors", "troubleshooting", "parameter_types", "drafts", "redaction", "smoke", "text"},
     "drafts": {"errors", "artifacts", "files", "redaction"},
     "parameter_types": set(),
-    "files": {"errors", "redaction"},
-    "artifacts": {"errors", "artifacts_lock", "files", "redaction", "text"},
-    "artifacts_lock": {"errors", "files"},
-    "origin": {"errors", "artifacts"},
+    "files": {"errors", "redaction", "text"},
+    "layout": set(),
+    "ownership": {"errors", "files", "redaction"},
+    "placing": {"files", "layout", "ownership"},
+    "locks": {"errors", "redaction"},
+    "artifacts": {"errors", "files", "layout", "locks", "ownership", "placing", "redaction", "text"},
     "compat": {"errors"},
     "language": {"config", "errors"},
     "model": {"artifacts", "compat", "config", "errors", "language", "redaction"},
-    "adapter": {"origin", "artifacts", "config", "errors", "redaction", "model"},
+    "adapter": {"artifacts", "config", "errors", "redaction", "model"},
     "smoke": {"errors"},
     "environment": GROUND | {"smoke"},
     "data": GROUND | {"smoke"},
     "training": GROUND | {"smoke", "environment", "data"},
     "evaluation": GROUND | {"smoke", "environment", "data", "training"},
     "export": GROUND | {"smoke", "environment", "data", "training", "evaluation"},
-    "ui": {"config", "errors", "artifacts", "files", "redaction", "text", *STAGES},
+    "ui": GROUND | {"smoke", *STAGES},
     "suite": GROUND | {"smoke", "troubleshooting", "ui", *STAGES},
     "__main__": {"suite"},
     "__init__": set(),

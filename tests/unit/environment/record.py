@@ -14,7 +14,7 @@ import sys
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.environment import check_environment
 from mac_lora_helpers.environment.probe import Probe
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO")
 

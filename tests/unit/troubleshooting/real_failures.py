@@ -347,9 +347,9 @@ def foreign_adapter(folder: Path) -> None:
 
 
 def two_runs_in_one_folder(folder: Path) -> None:
-    from mac_lora_helpers import artifacts_lock
+    from mac_lora_helpers import locks
 
-    with artifacts_lock.running(folder, "one run"), artifacts_lock.running(folder, "another"):
+    with locks.running(folder, "one run"), locks.running(folder, "another"):
         pass
 
 
