@@ -53,11 +53,11 @@ _LOSS = (float, None)
 #: JSON artefact → its shape, as far as other notebooks and programs read it.
 SHAPES: dict[str, Any] = {
     "environment": {
-        "packages": dict,
-        "device": {"name": str},
-        "dtype": {"name": str},
-        "checks": [{"name": str, "status": str}],
-        "verdict": {"where": str, "reasons": [str]},
+        "packages?": dict,
+        "device?": {"name?": str},
+        "dtype?": {"name?": str},
+        "checks?": [{"name": str, "status": str}],
+        "verdict?": {"where": str, "reasons": [str]},
     },
     "manifest": {
         "rows?": {"read": int, "accepted": int, "rejected": int},
