@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers import language
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.compat import known_warnings
 from mac_lora_helpers.config import EMBEDDED, Config
@@ -87,7 +86,10 @@ def find_base(config: Config, cached: Callable[[str], str | None] | None = None)
     except UserError as error:  # the real model's wheel is missing, or there is no room for it
         return Base(name, problem=error.what, fix=error.fix)
     if path.is_dir():
-        return _recognize(name, path, None)
+        try:
+            return _recognize(name, path, None)
+        except OSError as error:
+            return Base(name, problem=f"the folder cannot be read: {error.strerror or error}", fix="check its permissions")
     if path.is_file():
         what = "a GGUF file, which is made to run a model, not to train it" if _is_gguf(path) else "a file, not a model folder"
         return Base(name, problem=f"it is {what}", fix=_ORIGINAL)
@@ -193,8 +195,7 @@ def _no_model(folder: Path | None, names: set[str], settings: dict[str, Any] | N
     causal = not architectures or re.search(r"CausalLM|LMHead|ForConditionalGeneration", architectures)
     if settings.get("is_encoder_decoder") or not causal:
         return "its architecture is no causal language model", "name a chat model"
-    what = language.problem(settings)
-    return (what, language.FIX) if what else None
+    return None
 
 
 def _kind(settings: dict[str, Any]) -> str:
@@ -266,19 +267,25 @@ def _counted(base: Base) -> Base:
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
-    """Name → shape of every tensor in a safetensors file, from its header.
+    """Name → shape of every tensor in a safetensors file: its header's length in eight bytes, the header in JSON, then the data.
 
     Raises:
         InputError: the file is damaged or cut short.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="np") as stream:
-            return {name: stream.get_slice(name).get_shape() for name in stream.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        what = f"{path.name} is damaged or cut short ({path.stat().st_size if path.exists() else 0:,} bytes): {first_line(error)}"
-        raise InputError(what, where=portable(str(path)), fix="copy or download the file again") from None
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length)) if length < size else {}
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        shapes = {name: tensor["shape"] for name, tensor in tensors.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        size, whole = path.stat().st_size if path.is_file() else 0, -1
+    if size != whole:
+        what = f"{path.name} is damaged or cut short ({size:,} bytes)"
+        raise InputError(what, where=portable(str(path)), fix="copy or download the file again")
+    return shapes
 
 
 def base_from_name(model_id: str, base: Base | None = None) -> Base:
@@ -415,7 +422,7 @@ def load_base(config: Config, dtype: str = "float32", device: str = "cpu") -> An
 
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
     with readable(config), quiet():
-        model = AutoModelForCausalLM.from_pretrained(require_base(config), **options, **language.language_part(config)).to(device)
+        model = AutoModelForCausalLM.from_pretrained(require_base(config), **options).to(device)
     settle_threads(model.num_parameters(), device)
     return model
 

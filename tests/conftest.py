@@ -7,6 +7,7 @@ import tempfile
 
 # One thread a process: tiny models gain nothing from two, and two spinning threads beside other work lose tenfold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # What a test's training teaches about this machine is not for the user's next forecast.
 os.environ["MAC_LORA_CACHE"] = "off"

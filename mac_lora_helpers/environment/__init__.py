@@ -4,16 +4,13 @@ Every answer of the platform comes through a :class:`Probe`; every decision is a
 Nothing here imports torch into this process: it is asked in a process of its own.
 """
 
-from mac_lora_helpers.environment.checks import Check
-from mac_lora_helpers.environment.device import Choice, choose_device, choose_dtype, decide_device, decide_dtype
-from mac_lora_helpers.environment.machine import Machine, read_machine, size
-from mac_lora_helpers.environment.packages import Package, read_packages, requirement_for
+from mac_lora_helpers.environment.device import Choice, choose_device, choose_dtype
+from mac_lora_helpers.environment.machine import Machine, Package, read_machine, read_packages
 from mac_lora_helpers.environment.probe import Probe, this_machine
 from mac_lora_helpers.environment.report import EnvironmentReport, check_environment
-from mac_lora_helpers.environment.verdict import Verdict, decide_verdict
+from mac_lora_helpers.environment.verdict import Verdict
 
 __all__ = [
-    "Check",
     "Choice",
     "EnvironmentReport",
     "Machine",
@@ -23,12 +20,7 @@ __all__ = [
     "check_environment",
     "choose_device",
     "choose_dtype",
-    "decide_device",
-    "decide_dtype",
-    "decide_verdict",
     "read_machine",
     "read_packages",
-    "requirement_for",
-    "size",
     "this_machine",
 ]

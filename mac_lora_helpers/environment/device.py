@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mac_lora_helpers.config import Config
@@ -15,8 +15,14 @@ from mac_lora_helpers.errors import InputError
 
 #: Largest relative error of the loss and of the gradients, and smallest cosine of the AdamW updates, that pass.
 #: float32 differs between devices by rounding and order (1e-6 here); bfloat16 keeps 8 bits (gradients 0.7 % off here).
-FLOAT32_LIMITS = (1e-4, 1e-3, 0.999)
-BFLOAT16_LIMITS = (1e-2, 5e-2, 0.99)
+LIMITS = {"float32": (1e-4, 1e-3, 0.999), "bfloat16": (1e-2, 5e-2, 0.99)}
+#: Why float16 weights are not trained on, by device. On CUDA it would take loss scaling, whose first steps overflow by
+#: design: the guard against infinite gradients could not tell them from a broken training.
+_NO_FLOAT16 = {
+    "mps": "its small range overflows and the loss becomes NaN",
+    "cpu": "the CPU gains nothing and its range overflows",
+    "cuda": "its small gradients vanish without loss scaling, which this recipe does not do; bfloat16 needs none",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Choice:
     reason: str
 
     def to_dict(self) -> dict[str, str]:
-        return {"name": self.name, "reason": self.reason}
+        return asdict(self)
 
 
 def choose_device(config: Config, probe: Probe | None = None) -> Choice:
@@ -36,9 +42,9 @@ def choose_device(config: Config, probe: Probe | None = None) -> Choice:
     Raises:
         InputError: the named device is not available here; the message says why.
     """
-    probe = probe or this_machine()
     if config.device == "cpu":
         return Choice("cpu", "asked for by device=cpu")
+    probe = probe or this_machine()
     return decide_device(config.device, read_machine(config.out_dir, probe), probe.device_facts())
 
 
@@ -57,12 +63,11 @@ def decide_device(asked: str, machine: Machine, facts: dict[str, Any]) -> Choice
     mps, cuda = facts.get("mps") or {}, facts.get("cuda") or {}
     available = {"mps": bool(mps.get("available")), "cuda": bool(cuda.get("available")), "cpu": True}
     why_not = {"mps": why_no_mps(machine, facts), "cuda": "torch finds no CUDA GPU on this machine"}
+    if asked != "auto" and not available[asked]:
+        what = f"device={asked} is not available: {why_not[asked]}"
+        raise InputError(what, where="parameter device", fix="use device=auto, or mend the reason")
     if asked != "auto":
-        if available[asked]:
-            return Choice(asked, f"asked for by device={asked}")
-        raise InputError(
-            f"device={asked} is not available: {why_not[asked]}", where="parameter device", fix="use device=auto, or mend the reason"
-        )
+        return Choice(asked, f"asked for by device={asked}")
     if available["mps"]:
         return Choice("mps", "MPS (the GPU of the Apple chip) is available")
     if available["cuda"]:
@@ -82,15 +87,9 @@ def why_no_mps(machine: Machine, facts: dict[str, Any]) -> str:
         return f"torch cannot be imported ({facts.get('error') or 'no answer'})"
     if not (facts.get("mps") or {}).get("built"):
         return f"torch {facts['version']} was built without MPS"
-    if macos_major(machine) is not None and macos_major(machine) < 14:
+    if machine.macos_major is not None and machine.macos_major < 14:
         return f"macOS {machine.macos_version} is too old; torch needs 14 or later"
     return "torch has MPS, but finds no Metal device (a virtual machine or a session without a GPU)"
-
-
-def macos_major(machine: Machine) -> int | None:
-    """14 for macOS 14.6.1; ``None`` if the version is unknown."""
-    first = (machine.macos_version or "").split(".")[0]
-    return int(first) if first.isdigit() else None
 
 
 def decide_dtype(asked: str, device: str, facts: dict[str, Any]) -> Choice:
@@ -98,64 +97,35 @@ def decide_dtype(asked: str, device: str, facts: dict[str, Any]) -> Choice:
     if asked == "float32":
         return Choice("float32", "the safe default: full precision works on every device" + (", MPS included" if device == "mps" else ""))
     if asked == "float16":
-        return _decide_float16(device)
-    trouble = bfloat16_trouble(device, facts)
-    if trouble:
+        what = f"dtype=float16 is refused on {device}: {_NO_FLOAT16.get(device, _NO_FLOAT16['mps'])}"
+        raise InputError(what, where="parameter dtype", fix="use dtype=float32, or try dtype=bfloat16")
+    if trouble := step_trouble(device, "bfloat16", facts):
         raise InputError(f"dtype=bfloat16 does not work on {device} here: {trouble}", where="parameter dtype", fix="use dtype=float32")
     return Choice("bfloat16", f"asked for; a training step in bfloat16 on {device} agrees with float32; {bfloat16_speed(device, facts)}")
 
 
-#: Why float16 weights are not trained on, by device. On CUDA it would take loss scaling, whose first steps overflow by
-#: design: the guard against infinite gradients could not tell them from a broken training.
-_NO_FLOAT16 = {
-    "mps": "its small range overflows and the loss becomes NaN",
-    "cpu": "the CPU gains nothing and its range overflows",
-    "cuda": "its small gradients vanish without loss scaling, which this recipe does not do; bfloat16 needs none",
-}
-
-
-def _decide_float16(device: str) -> Choice:
-    raise InputError(
-        f"dtype=float16 is refused on {device}: {_NO_FLOAT16.get(device, _NO_FLOAT16['mps'])}",
-        where="parameter dtype",
-        fix="use dtype=float32, or try dtype=bfloat16",
-    )
-
-
-def bfloat16_trouble(device: str, facts: dict[str, Any]) -> str:
-    """What went wrong in the bfloat16 training step; empty if it passed."""
-    return run_trouble(_run(device, "bfloat16", facts), BFLOAT16_LIMITS)
-
-
-def float32_trouble(device: str, facts: dict[str, Any]) -> str:
-    """What went wrong in the float32 training step, compared with the CPU; empty if it passed."""
-    return run_trouble(_run(device, "float32", facts), FLOAT32_LIMITS)
-
-
-def run_trouble(run: dict[str, Any] | None, limits: tuple[float, float, float]) -> str:
-    """Judges one tried training step (forward, backward, AdamW) against its reference."""
+def step_trouble(device: str, dtype: str, facts: dict[str, Any]) -> str:
+    """What went wrong in the training step (forward, backward, AdamW) that was tried on a device; empty if it passed."""
+    run = tried(device, dtype, facts)
     if run is None:
         return "the training step was not tried"
     if run.get("error"):
         return str(run["error"])
     if not run.get("finite"):
         return "the training step gave NaN or infinity"
-    loss, gradient, cosine = limits
-    found = []
-    if run["loss_error"] > loss:
-        found.append(f"the loss is off by {run['loss_error']:.2g} (at most {loss:g})")
-    if run["gradient_error"] > gradient:
-        found.append(f"the gradients are off by {run['gradient_error']:.2g} (at most {gradient:g})")
-    if run["update_cosine"] < cosine:
-        found.append(f"the optimizer step points elsewhere (cosine {run['update_cosine']:.3f}, at least {cosine:g})")
-    if run["loss_after"] >= run["loss"]:
-        found.append("the loss did not fall after the optimizer step")
-    return "; ".join(found)
+    loss, gradient, cosine = LIMITS[dtype]
+    found = [
+        (run["loss_error"] > loss, f"the loss is off by {run['loss_error']:.2g} (at most {loss:g})"),
+        (run["gradient_error"] > gradient, f"the gradients are off by {run['gradient_error']:.2g} (at most {gradient:g})"),
+        (run["update_cosine"] < cosine, f"the optimizer step points elsewhere (cosine {run['update_cosine']:.3f}, at least {cosine:g})"),
+        (run["loss_after"] >= run["loss"], "the loss did not fall after the optimizer step"),
+    ]
+    return "; ".join(text for wrong, text in found if wrong)
 
 
 def bfloat16_speed(device: str, facts: dict[str, Any]) -> str:
     """How fast bfloat16 matrix products are against float32, in words."""
-    slow, fast = ((_run(device, dtype, facts) or {}).get("gflops") for dtype in ("float32", "bfloat16"))
+    slow, fast = ((tried(device, dtype, facts) or {}).get("gflops") for dtype in ("float32", "bfloat16"))
     if not slow or not fast:
         return "its speed was not measured"
     ratio = fast / slow
@@ -163,6 +133,7 @@ def bfloat16_speed(device: str, facts: dict[str, Any]) -> str:
     return f"matrix products at {ratio:.2g} times float32's speed: {gain}; the weights take half the memory"
 
 
-def _run(device: str, dtype: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+def tried(device: str, dtype: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What was measured of a training step; an error that ended the whole trial counts for all that was not reached."""
     run = ((facts.get("runs") or {}).get(device) or {}).get(dtype)
     return {"error": facts["error"]} if run is None and facts.get("error") else run

@@ -1,15 +1,17 @@
-"""This machine: chip, memory, macOS, disk. Needs no torch."""
+"""This machine: chip, memory, macOS, disk; and the installed packages against the tested ranges. Needs no torch."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from mac_lora_helpers.environment.probe import Probe, this_machine
+from mac_lora_helpers.text import binary_size as size
 
 GIB = 1024**3
+#: Extras that are checked when installed and not missed when not.
+OPTIONAL_EXTRAS = ("lab", "mlx")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,12 @@ class Machine:
     def intel_mac(self) -> bool:
         return self.is_mac and not self.apple_silicon
 
+    @property
+    def macos_major(self) -> int | None:
+        """14 for macOS 14.6.1; ``None`` if the version is unknown."""
+        first = (self.macos_version or "").split(".")[0]
+        return int(first) if first.isdigit() else None
+
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and meaning of each fact, for a table."""
         memory = "unified: CPU and GPU share it" if self.apple_silicon else "main memory; a CUDA GPU has its own besides"
@@ -62,13 +70,6 @@ class Machine:
         return rows
 
 
-def size(number: float | None) -> str:
-    """Bytes in the unit people read: ``16.0 GiB``, ``812 MiB``."""
-    if number is None:
-        return "unknown"
-    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 1024**2:.0f} MiB"
-
-
 def read_machine(out_dir: str = ".", probe: Probe | None = None) -> Machine:
     """Reads this machine.
 
@@ -77,9 +78,9 @@ def read_machine(out_dir: str = ".", probe: Probe | None = None) -> Machine:
         probe: where the answers come from; this machine unless given.
     """
     probe = probe or this_machine()
-    facts, memory = probe.system(), probe.memory() or {}
+    facts, memory, disk = probe.system(), probe.memory() or {}, probe.disk(out_dir)
     mac = facts["system"] == "Darwin"
-    disk = probe.disk(out_dir)
+    cores = re.search(r'"gpu-core-count"\s*=\s*(\d+)', (mac and probe.command("ioreg", "-rc", "AGXAccelerator", "-d", "1")) or "")
     total = memory.get("total") or _whole(probe.command("sysctl", "-n", "hw.memsize") if mac else None)
     limit = None if mac else _container_limit(probe)
     free = memory.get("available")
@@ -88,8 +89,8 @@ def read_machine(out_dir: str = ".", probe: Probe | None = None) -> Machine:
         system=facts["system"],
         platform=facts["platform"],
         machine=facts["machine"],
-        chip=_mac_chip(probe, facts["machine"]) if mac else _linux_chip(probe) or facts["machine"],
-        gpu_cores=_gpu_cores(probe) if mac else None,
+        chip=(_mac_chip(probe) if mac else _linux_chip(probe)) or facts["machine"],
+        gpu_cores=int(cores[1]) if cores else None,
         memory_bytes=min(filter(None, (total, limit)), default=None),
         free_memory_bytes=min(free, limit) if free and limit else free,
         swap_used_bytes=memory.get("swap_used") or 0,
@@ -106,11 +107,11 @@ def _translated(probe: Probe) -> bool:
     return "1" in answers or "Apple" in (probe.command("sysctl", "-n", "machdep.cpu.brand_string") or "")
 
 
-def _mac_chip(probe: Probe, machine: str) -> str:
+def _mac_chip(probe: Probe) -> str | None:
     brand = probe.command("sysctl", "-n", "machdep.cpu.brand_string") or ""
     if "VirtualApple" in brand:  # what Rosetta calls every chip
-        brand = probe.command("arch", "-arm64", "/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string") or brand
-    return brand or machine
+        return probe.command("arch", "-arm64", "/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string") or brand
+    return brand
 
 
 def _linux_chip(probe: Probe) -> str | None:
@@ -118,24 +119,53 @@ def _linux_chip(probe: Probe) -> str | None:
     return found[1].strip() if found else None
 
 
-def _gpu_cores(probe: Probe) -> int | None:
-    """Cores of the Apple GPU: the I/O registry answers at once, the system profiler takes a second."""
-    found = re.search(r'"gpu-core-count"\s*=\s*(\d+)', probe.command("ioreg", "-rc", "AGXAccelerator", "-d", "1") or "")
-    if found:
-        return int(found[1])
-    try:
-        cards = json.loads(probe.command("system_profiler", "-json", "SPDisplaysDataType") or "{}")["SPDisplaysDataType"]
-        return next((int(card["sppci_cores"]) for card in cards if "sppci_cores" in card), None)
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def _container_limit(probe: Probe) -> int | None:
     """A container's memory limit (cgroup v2, then v1), lower than what the machine has."""
-    text = probe.read_text("/sys/fs/cgroup/memory.max") or probe.read_text("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    return _whole(text)
+    return _whole(probe.read_text("/sys/fs/cgroup/memory.max") or probe.read_text("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def _whole(text: Any) -> int | None:
     text = str(text or "").strip()
     return int(text) if text.isdigit() else None
+
+
+@dataclass(frozen=True)
+class Package:
+    """One dependency.
+
+    Attributes:
+        version: what is installed; ``None`` if nothing is.
+        tested: the range that this project is tested with, such as ``<2.14,>=2.13``.
+        status: ``ok``, ``missing``, ``outside`` (installed, but not in the range) or ``optional`` (not installed, not needed).
+        requirement: what pip takes to mend it.
+    """
+
+    name: str
+    version: str | None
+    tested: str
+    status: str
+    requirement: str
+
+
+def read_packages(probe: Probe | None = None) -> list[Package]:
+    """Every dependency of this project on this platform, with its installed version; empty where the ranges cannot be read."""
+    probe = probe or this_machine()
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        return []
+    platform = {"sys_platform": "darwin" if probe.system()["system"] == "Darwin" else "linux"}
+    packages: dict[str, Package] = {}
+    for wanted in map(Requirement, (probe.metadata() or {}).get("requires", [])):
+        applies = {extra: wanted.marker is None or wanted.marker.evaluate({"extra": extra, **platform}) for extra in ("", *OPTIONAL_EXTRAS)}
+        if any(applies.values()):
+            packages.setdefault(wanted.name, _package(wanted, applies[""], probe.version(wanted.name)))
+    return list(packages.values())
+
+
+def _package(wanted: Any, needed: bool, version: str | None) -> Package:
+    if version is None:
+        status = "missing" if needed else "optional"
+    else:
+        status = "ok" if wanted.specifier.contains(version, prereleases=True) else "outside"
+    return Package(wanted.name, version, str(wanted.specifier), status, wanted.name + str(wanted.specifier))

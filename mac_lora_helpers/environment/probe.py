@@ -17,13 +17,13 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.files import portable
+from mac_lora_helpers import model
+from mac_lora_helpers.errors import first_line
+from mac_lora_helpers.redaction import portable
 
 DISTRIBUTION = "mac-lora-helpers"
 #: macOS keeps these outside a service's or an IDE's PATH at times.
@@ -87,17 +87,9 @@ class Probe:
                 answer["swap_used"] = psutil.swap_memory().used
             return answer
         except Exception:
-            return self._memory_without_psutil()
-
-    def _memory_without_psutil(self) -> dict[str, int] | None:
-        try:
-            page = os.sysconf("SC_PAGE_SIZE")
-            answer = {"total": page * os.sysconf("SC_PHYS_PAGES"), "swap_used": 0}
-        except (ValueError, OSError, AttributeError):
+            with contextlib.suppress(ValueError, OSError, AttributeError):
+                return {"total": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "swap_used": 0}
             return None
-        with contextlib.suppress(ValueError, OSError):
-            answer["available"] = page * os.sysconf("SC_AVPHYS_PAGES")
-        return answer
 
     def disk(self, path: str) -> dict[str, Any] | None:
         """``free`` and ``total`` bytes, ``volume`` (equal for two paths on one volume) and ``writable`` of the nearest existing folder."""
@@ -115,12 +107,6 @@ class Probe:
         except OSError:
             return None
 
-    def home(self) -> dict[str, Any]:
-        """Whether there is a home folder and whether it can be written to; its path is not told."""
-        folder = os.path.expanduser("~")
-        known = os.path.isabs(folder) and os.path.isdir(folder)
-        return {"exists": known, "writable": known and os.access(folder, os.W_OK)}
-
     def version(self, distribution: str) -> str | None:
         """Version of an installed distribution, without importing it."""
         try:
@@ -133,8 +119,6 @@ class Probe:
         with contextlib.suppress(Exception):
             found = importlib.metadata.metadata(DISTRIBUTION)
             return {"requires": found.get_all("Requires-Dist") or [], "requires_python": found["Requires-Python"]}
-        with contextlib.suppress(Exception):
-            return _metadata_from_sources(Path(__file__).parents[2] / "pyproject.toml")
         return None
 
     def torch_facts(self) -> dict[str, Any]:
@@ -175,31 +159,38 @@ class Probe:
         except Exception:
             return None
         token = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if self.env.get(name, "").strip()), None)
-        if token is None and (self.read_text(constants.HF_TOKEN_PATH) or "").strip():
+        if token is None and self._token_from_file():
             token = "token file"
         offline = bool(constants.HF_HUB_OFFLINE)
         return {"endpoint": constants.ENDPOINT, "cache": constants.HF_HUB_CACHE, "offline": offline, "token": token}
 
     def cached_folder(self, model_id: str) -> str | None:
         """Folder of a Hub model's files in the local cache."""
-        try:
-            from huggingface_hub import try_to_load_from_cache
-
-            found = try_to_load_from_cache(model_id, "config.json")
-        except Exception:
-            return None
-        return str(Path(found).parent) if isinstance(found, str) else None
+        with contextlib.suppress(Exception):
+            return model.cached_folder(model_id)
+        return None
 
     def whoami(self) -> dict[str, Any]:
         """``status`` and, if the Hub knows the token, ``name``; ``error`` if it cannot be asked in time."""
-        settings = self.hub_settings() or {}
-        token = self.env.get(settings.get("token") or "", "").strip() or self._token_from_file()
-        return bounded(lambda: _get(f"{settings['endpoint']}/api/whoami-v2", token, self.hub_timeout), self.hub_timeout)
+        token = self.env.get((self.hub_settings() or {}).get("token") or "", "").strip() or self._token_from_file()
+        return self._ask_hub(lambda hub: {"name": hub.whoami(token=token).get("name")})
 
     def hub_page(self, page: str) -> dict[str, Any]:
         """``status`` of ``models/<id>`` or ``datasets/<id>``, asked without a token, and ``gated``; ``error`` if not in time."""
-        settings = self.hub_settings() or {}
-        return bounded(lambda: _get(f"{settings['endpoint']}/api/{page}", "", self.hub_timeout), self.hub_timeout)
+        kind, _, name = page.partition("/")
+        return self._ask_hub(lambda hub: {"gated": hub.repo_info(name, repo_type=kind[:-1], timeout=self.hub_timeout, token=False).gated})
+
+    def _ask_hub(self, question: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        def ask() -> dict[str, Any]:
+            from huggingface_hub import HfApi
+            from huggingface_hub.errors import HfHubHTTPError
+
+            try:
+                return {"status": 200, **question(HfApi())}
+            except HfHubHTTPError as error:
+                return {"status": error.response.status_code}
+
+        return bounded(ask, self.hub_timeout)
 
     def _token_from_file(self) -> str:
         from huggingface_hub import constants
@@ -221,35 +212,12 @@ def bounded(question: Callable[[], dict[str, Any]], seconds: float) -> dict[str,
         try:
             answers.append(question())
         except Exception as error:
-            answers.append({"error": type(error).__name__})
+            answers.append({"error": f"{type(error).__name__}: {first_line(error)}"})
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
     return answers[0] if answers else {"error": f"no answer within {seconds:g} s"}
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def _get(url: str, token: str, seconds: float) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        return {"error": "the Hub's address is not a web address"}
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds) as reply:
-            body = json.loads(reply.read(1_000_000))
-            return {"status": reply.status, "name": body.get("name"), "gated": body.get("gated")}
-    except urllib.error.HTTPError as error:
-        return {"status": error.code}
-    except urllib.error.URLError as error:
-        return {"error": str(error.reason)}
-    except (OSError, ValueError) as error:
-        return {"error": type(error).__name__}
 
 
 def _parse_torch(printed: str, complaint: str, code: int | None) -> dict[str, Any]:
@@ -270,18 +238,3 @@ def _parse_torch(printed: str, complaint: str, code: int | None) -> dict[str, An
 
 def _text(output: str | bytes | None) -> str:
     return output.decode(errors="replace") if isinstance(output, bytes) else output or ""
-
-
-def _metadata_from_sources(pyproject: Path) -> dict[str, Any]:
-    import tomllib
-
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    extras = project.get("optional-dependencies", {})
-    marked = [_with_extra(line, extra) for extra, lines in extras.items() for line in lines]
-    return {"requires": [*project["dependencies"], *marked], "requires_python": project["requires-python"]}
-
-
-def _with_extra(line: str, extra: str) -> str:
-    requirement, _, marker = line.partition(";")
-    condition = f'extra == "{extra}"' + (f" and ({marker.strip()})" if marker else "")
-    return f"{requirement.strip()}; {condition}"

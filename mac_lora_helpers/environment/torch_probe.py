@@ -13,10 +13,12 @@ import time
 #: Vocabulary, width, heads, tokens and LoRA rank of the block that is tried.
 VOCAB, WIDTH, HEADS, TOKENS, RANK = 128, 64, 4, 48, 4
 LEARNING_RATE = 1e-2
+#: As long as a vocabulary: the inner dimension of the product that gives a head's gradient.
+LONG = 49_152
 
 
 def main() -> None:
-    facts = {"stage": "import", "version": None, "error": None, "runs": {}}
+    facts = {"stage": "import", "version": None, "error": None, "runs": {}, "long_products": {}}
     emit(facts)
     try:
         import torch
@@ -65,6 +67,8 @@ def try_devices(torch, facts: dict) -> None:
     names = ["cpu"] + [name for name in ("mps", "cuda") if facts[name]["available"]]
     for device in names:
         runs = facts["runs"].setdefault(device, {})
+        emit({**facts, "stage": f"a long product on {device}"})
+        facts["long_products"][device] = asked(lambda device=device: long_product_error(torch, device))
         for dtype in ("float32", "bfloat16"):
             emit({**facts, "stage": f"{dtype} on {device}"})
             against = exact if (device, dtype) == ("cpu", "float32") else reference
@@ -145,6 +149,16 @@ def compare(torch, run: dict, reference: dict) -> dict:
     }
     finite = all(math.isfinite(number) for number in numbers.values())
     return {"finite": finite, **{name: number if math.isfinite(number) else None for name, number in numbers.items()}}
+
+
+def long_product_error(torch, device: str) -> float:
+    """Relative error of a product as a head's gradient has it: torch 2.13 gives wrong numbers on M1 and M2, without a word."""
+    source = torch.Generator().manual_seed(1)
+    left, right = torch.randn(32, LONG, generator=source), torch.randn(LONG, 32, generator=source)
+    exact = left.double() @ right.double()
+    here = (left.to(device) @ right.to(device)).cpu().double()
+    error = ((here - exact).norm() / exact.norm()).item()
+    return error if math.isfinite(error) else 1.0
 
 
 def matmul_speed(torch, device: str, dtype) -> float:

@@ -1,29 +1,28 @@
-"""Where to run: the reference's rubric (at most 3B, text, at most 1024 tokens, LoRA) applied to this machine, model and recipe."""
+"""Where to run: a rule of thumb (at most 3B, text, at most 1024 tokens, LoRA) applied to this machine, model and recipe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from mac_lora_helpers import language
-from mac_lora_helpers.config import EMBEDDED, Config
-from mac_lora_helpers.environment.checks import Check
-from mac_lora_helpers.environment.checks_machine import ELSEWHERE, memory_guidance
+from mac_lora_helpers.config import Config
+from mac_lora_helpers.environment.checks import ELSEWHERE, Check, memory_guidance
 from mac_lora_helpers.environment.device import Choice
-from mac_lora_helpers.environment.fit import memory_needed
 from mac_lora_helpers.environment.machine import GIB, Machine, size
-from mac_lora_helpers.files import portable
 from mac_lora_helpers.model import Base
+from mac_lora_helpers.redaction import portable
 
 #: "3B" models have up to 3.4e9 parameters, "7B" ones start at 6.5e9; in between it takes 64 GB.
 UP_TO_3B, FROM_7B = 3.5e9, 6.5e9
 LONGEST = 1024
-#: Models that train in minutes on any CPU, at any length that fits; and the most that a CPU alone is good for.
-SMALL, CPU_LIMIT = 50e6, 100e6
+#: Models that train at any length that fits; and the most that a CPU alone is used for.
+SMALL, CPU_LIMIT = 50e6, 300e6
 #: Metal's recommended working set is about two thirds of the memory of smaller Macs (read), used where torch does not tell.
 METAL_SHARE = 2 / 3
 #: Findings that no setting mends: this interpreter on this machine cannot train.
 FATAL = ("Python", "Platform", "macOS", "torch")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -34,26 +33,21 @@ class Verdict:
     reasons: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"where": self.where, "reasons": list(self.reasons)}
+        return asdict(self)
 
 
 def decide_verdict(
-    machine: Machine, device: Choice, dtype: Choice, model: Base, config: Config, checks: list[Check], facts: dict[str, Any]
+    machine: Machine, device: Choice, model: Base, config: Config, needed: float | None, checks: list[Check], facts: dict[str, Any]
 ) -> Verdict:
-    """Unsupported if a finding makes training impossible; cloud if a limit of the rubric or of this machine is passed; else local."""
-    fatal = [check for check in checks if check.status == "fail" and check.name in FATAL]
-    if fatal:
-        reasons = [f"{check.name}: {check.detail}; to do: {check.fix}" for check in fatal]
-        return _verdict("unsupported", [*reasons, *_still_possible(machine, config, facts)])
-    needed = memory_needed(model, config, dtype.name)
-    if device.name == "cuda":
-        against = _recipe_limits(model) + _cuda_limits(needed, facts)
-    else:
-        against = _recipe_limits(model) + _rubric(model, config, machine) + _machine_limits(machine, device, model, needed, facts)
+    """Unsupported if a finding makes training impossible; cloud if a limit of the rule or of this machine is passed; else local."""
+    failed = [check for check in checks if check.status == "fail"]
+    if fatal := [f"{check.name}: {check.detail}; to do: {check.fix}" for check in failed if check.name in FATAL]:
+        return _verdict("unsupported", fatal + _still_possible(machine, facts))
+    against = _recipe_limits(model) + ([] if device.name == "cuda" else _rule(model, config, machine))
+    against += _memory_limit(machine, device, needed, facts) or _cpu_limit(machine, device, model)
     if against:
         return _verdict("cloud", [*against, f"way out: {ELSEWHERE}; notebook 05 writes the job"])
-    broken = [check.name for check in checks if check.status == "fail"]
-    first = [f"to mend first: {', '.join(broken)}"] if broken else []
+    first = [f"to mend first: {', '.join(check.name for check in failed)}"] if failed else []
     return _verdict("local", [*first, *_in_favour(machine, device, model, config, needed)])
 
 
@@ -61,25 +55,25 @@ def _verdict(where: str, reasons: list[str]) -> Verdict:
     return Verdict(where, [portable(reason) for reason in reasons])
 
 
-def _still_possible(machine: Machine, config: Config, facts: dict[str, Any]) -> list[str]:
+def _still_possible(machine: Machine, facts: dict[str, Any]) -> list[str]:
     if not machine.intel_mac:
         return []
     if not facts.get("version"):
         return ["torch cannot be imported either, and pip has no current one for Intel Macs: not even the embedded model trains here"]
-    example = "this run's embedded model" if config.model_id == EMBEDDED else "the embedded model (preset=smoke)"
-    return [f"{example} still trains on this CPU, to learn from: `mac-lora run --preset smoke --from 02`; nothing larger is worth it"]
+    return ["the embedded model (preset=smoke) still trains on this CPU, to learn from: `mac-lora run --preset smoke --from 02`"]
 
 
 def _recipe_limits(model: Base) -> list[str]:
-    """Limits that hold on every machine: this suite trains with LoRA on unquantized weights."""
-    if not model.quantized:
-        return []
-    return [f"its weights are quantized ({model.quantized}): training those (QLoRA) needs CUDA libraries; use the unquantized model here"]
+    """Limits that hold on every machine: this suite trains text models with LoRA on unquantized weights."""
+    if model.kind == "vision":
+        return [f"{model.name} is a vision-language model: its language part trains here, training on images belongs on a cloud GPU"]
+    if model.quantized:
+        return [f"its weights are quantized ({model.quantized}): training those (QLoRA) needs CUDA libraries; use the original model here"]
+    return []
 
 
-def _rubric(model: Base, config: Config, machine: Machine) -> list[str]:
-    found = []
-    count = model.parameters or 0
+def _rule(model: Base, config: Config, machine: Machine) -> list[str]:
+    found, count = [], model.parameters or 0
     large = (machine.memory_bytes or 0) >= 62 * GIB and machine.apple_silicon
     if count >= FROM_7B:
         found.append(f"{model.size} parameters: 7B and more belong on a cloud GPU")
@@ -90,56 +84,71 @@ def _rubric(model: Base, config: Config, machine: Machine) -> list[str]:
     return found
 
 
-def _machine_limits(machine: Machine, device: Choice, model: Base, needed: float | None, facts: dict[str, Any]) -> list[str]:
+def _memory_limit(machine: Machine, device: Choice, needed: float | None, facts: dict[str, Any]) -> list[str]:
     budget = memory_budget(machine, device, facts)
-    if needed is not None and budget is not None and needed > budget:
-        return [f"it takes roughly {size(needed)}, this machine has {size(budget)} for it; shorter sequences or a smaller model would fit"]
-    if device.name == "cpu" and (model.parameters or 0) > CPU_LIMIT:
-        mend = "; mend MPS first, then it trains here" if machine.apple_silicon else ""
-        return [f"{model.size} parameters on the CPU alone: seconds a row, hours to days a run{mend}"]
-    return []
+    if needed is None or budget is None or needed <= budget:
+        return []
+    owner = "this GPU" if device.name == "cuda" else "this machine"
+    return [f"it takes roughly {size(needed)}, {owner} has {size(budget)} for it; shorter sequences or a smaller model would fit"]
 
 
 def memory_budget(machine: Machine, device: Choice, facts: dict[str, Any]) -> float | None:
-    """Bytes that training may take: Metal's recommended working set on MPS, nine tenths of the memory on the CPU."""
-    if device.name != "mps":
-        return 0.9 * machine.memory_bytes if machine.memory_bytes else None
+    """Bytes that training may take: Metal's recommended working set on MPS, nine tenths of the memory elsewhere."""
     recommended = (facts.get("mps") or {}).get("recommended_bytes")
-    return recommended or (METAL_SHARE * machine.memory_bytes if machine.memory_bytes else None)
+    if device.name == "mps" and recommended:
+        return recommended
+    total = (facts.get("cuda") or {}).get("memory_bytes") if device.name == "cuda" else machine.memory_bytes
+    return (METAL_SHARE if device.name == "mps" else 0.9) * total if total else None
 
 
-def _cuda_limits(needed: float | None, facts: dict[str, Any]) -> list[str]:
-    memory = (facts.get("cuda") or {}).get("memory_bytes")
-    if needed is None or not memory or needed <= 0.9 * memory:
+def _cpu_limit(machine: Machine, device: Choice, model: Base) -> list[str]:
+    if device.name != "cpu" or (model.parameters or 0) <= CPU_LIMIT:
         return []
-    return [f"it takes roughly {size(needed)}, this GPU has {size(memory)}"]
+    mend = "; mend MPS first, then it trains here" if machine.apple_silicon else ""
+    return [f"{model.size} parameters on the CPU alone: a GPU is many times faster{mend}"]
 
 
 def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, needed: float | None) -> list[str]:
-    reasons = [f"{model.name} takes more than text: {language.told(model.settings)}"] if model.kind == "vision" else []
-    if model.parameters is None and not model.problem:
-        reasons.append(f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters")
-    elif model.parameters is None:
-        return reasons
-    elif device.name == "cuda":
-        reasons.append(f"{model.size} parameters take roughly {size(needed)} and fit on this GPU; the limits for a Mac do not apply")
-    else:
-        tokens = f"{config.max_seq_length} tokens"
-        reasons.append(f"{model.size} parameters, text, {tokens}, LoRA: within what trains locally (at most 3B, {LONGEST} tokens)")
-        reasons.append(f"it takes roughly {size(needed)} of {size(machine.memory_bytes)}")
-    if device.name == "cpu":
-        reasons.append(f"there is no MPS here ({device.reason}): the CPU trains a model this small in minutes; a real model wants a GPU")
-    return reasons + _caution(machine, model)
-
-
-def _caution(machine: Machine, model: Base) -> list[str]:
-    """A warning where the reference's memory guidance names smaller models than this one."""
-    if not machine.apple_silicon or not machine.memory_bytes or not model.parameters:
+    if model.problem:
         return []
-    gib = machine.memory_bytes / GIB
-    upper = 0.65e9 if gib < 15.5 else 2e9 if gib < 31 else UP_TO_3B if gib < 62 else float("inf")
-    if model.parameters > upper:
-        return [
-            f"larger than the guidance for {size(machine.memory_bytes)} ({memory_guidance(machine.memory_bytes)[0]}): watch memory pressure"
-        ]
-    return ["tight on 8 GB: close other programs first"] if gib < 15.5 and model.parameters > SMALL else []
+    if model.parameters is None:
+        reasons = [f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters and takes no images"]
+    elif device.name == "cuda":
+        reasons = [f"{model.size} parameters take roughly {size(needed)} and fit on this GPU; the limits for a Mac do not apply"]
+    else:
+        within = f"within what trains locally (at most 3B, {LONGEST} tokens)"
+        reasons = [f"{model.size} parameters, text, {config.max_seq_length} tokens, LoRA: {within}"]
+        reasons.append(f"it takes roughly {size(needed)} of {size(machine.memory_bytes)}")
+        advice, most = memory_guidance(machine.memory_bytes or 0)
+        if machine.apple_silicon and model.parameters > most:
+            reasons.append(f"larger than the guidance for this memory ({advice}): watch memory pressure")
+    if device.name == "cpu":
+        reasons.append(f"{device.reason}: the CPU trains the same numbers, slower than a GPU")
+    return reasons
+
+
+def memory_needed(model: Base, config: Config, dtype: str) -> float | None:
+    """Bytes that training takes at its peak, roughly; ``None`` if the model's size is unknown.
+
+    Weights, LoRA with gradients and moments (a sixth of the weights' bytes at most), what a row leaves behind on its way through
+    (with checkpointing one residual stream a layer), logits three times in float32, and 1 GiB for Python and the libraries.
+    """
+    if model.parameters is None:
+        return None
+    hidden, layers, vocabulary, inner = shape_of(model)
+    tokens, width = config.per_device_train_batch_size * config.max_seq_length, BYTES[dtype]
+    layer = tokens * (16 * hidden + 3 * inner) * width
+    activations = layers * tokens * hidden * width + layer if config.gradient_checkpointing else layers * layer
+    adapter = 16 * config.lora_r * layers * 8 * hidden
+    return model.parameters * width + adapter + activations + 3 * tokens * vocabulary * 4 + GIB
+
+
+def shape_of(model: Base) -> tuple[int, int, int, int]:
+    """Width, layers, vocabulary and MLP width; guessed from the size where there is no config: 12·layers·width², 150k tokens."""
+    text = model.settings.get("text_config") if isinstance(model.settings.get("text_config"), dict) else model.settings
+    options = (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("vocab_size",), ("intermediate_size", "n_inner"))
+    hidden, layers, vocabulary, inner = (next((text[k] for k in keys if isinstance(text.get(k), int)), 0) for keys in options)
+    if not (hidden and layers and vocabulary):
+        layers, vocabulary = 24 if (model.parameters or 0) < 1e9 else 32, 150_000
+        hidden, inner = round(math.sqrt((model.parameters or 0) / (12 * layers))), 0
+    return hidden, layers, vocabulary, inner or 4 * hidden

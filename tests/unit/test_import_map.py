@@ -8,34 +8,31 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "mac_lora_helpers"
-#: Beside `config` what `artifacts` is made of: names, whole files, whose folder, what is put in place, locks.
-GROUND = {"errors", "config", "artifacts", "files", "compat", "redaction", "text", "language", "model", "adapter", "troubleshooting"}
+GROUND = {"errors", "config", "artifacts", "files", "origin", "compat", "redaction", "text", "model", "adapter", "threads"}
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
     "troubleshooting": set(),
     "redaction": set(),
     "text": set(),
     "errors": {"troubleshooting", "redaction", "text"},
-    "config": {"artifacts", "ownership", "errors", "troubleshooting", "parameter_types", "drafts", "redaction", "smoke", "text"},
+    "config": {"errors", "troubleshooting", "parameter_types", "drafts", "redaction", "smoke", "text", "threads"},
     "drafts": {"errors", "artifacts", "files", "redaction"},
     "parameter_types": set(),
-    "files": {"errors", "redaction", "text"},
-    "layout": set(),
-    "ownership": {"errors", "files", "redaction"},
-    "placing": {"files", "layout", "ownership"},
-    "locks": {"errors", "redaction"},
-    "artifacts": {"errors", "files", "layout", "locks", "ownership", "placing", "redaction", "text"},
+    "files": {"errors", "redaction"},
+    "artifacts": {"errors", "artifacts_lock", "files", "redaction", "text"},
+    "artifacts_lock": {"errors", "files"},
+    "origin": {"errors", "artifacts"},
     "compat": {"errors"},
-    "language": {"config", "errors"},
-    "model": {"artifacts", "compat", "config", "errors", "language", "redaction"},
-    "adapter": {"artifacts", "config", "errors", "redaction", "model"},
+    "threads": set(),
+    "model": {"artifacts", "compat", "config", "errors", "redaction"},
+    "adapter": {"origin", "artifacts", "config", "errors", "redaction", "model"},
     "smoke": {"errors"},
     "environment": GROUND | {"smoke"},
     "data": GROUND | {"smoke"},
     "training": GROUND | {"smoke", "environment", "data"},
     "evaluation": GROUND | {"smoke", "environment", "data", "training"},
     "export": GROUND | {"smoke", "environment", "data", "training", "evaluation"},
-    "ui": GROUND | {"smoke", *STAGES},
+    "ui": {"config", "errors", "artifacts", "files", "redaction", "text", *STAGES},
     "suite": GROUND | {"smoke", "troubleshooting", "ui", *STAGES},
     "__main__": {"suite"},
     "__init__": set(),

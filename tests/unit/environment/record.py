@@ -58,7 +58,6 @@ def main() -> None:
         "files": probe.files,
         "memory": probe.memory(),
         "disk": disk and {**disk, "volume": "run"},
-        "home": probe.home(),
         "env": {name: probe.env[name] for name in VARIABLES if name in probe.env},
         "torch": probe.torch_facts(),
         "hub": {"settings": hub},

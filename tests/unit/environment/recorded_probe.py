@@ -38,9 +38,6 @@ class RecordedProbe(Probe):
     def disk(self, path):
         return self.answers.get("disk")
 
-    def home(self):
-        return self.answers.get("home", {"exists": True, "writable": True})
-
     def version(self, distribution):
         overrides = self.answers.get("versions", {})
         return overrides[distribution] if distribution in overrides else super().version(distribution)

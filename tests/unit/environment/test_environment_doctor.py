@@ -44,9 +44,7 @@ def test_torch_broken_without_home_and_network(doctor, tmp_path):
 
 def test_what_draws_and_trains_uninstalled(doctor):
     """Nothing but the command's own needs: the table of findings must not hang on the figures' library."""
-    done = doctor(
-        blocked="torch,transformers,trl,peft,datasets,accelerate,matplotlib,ipywidgets,IPython,numpy,huggingface_hub,psutil,packaging"
-    )
+    done = doctor(blocked="torch,transformers,trl,peft,datasets,accelerate,matplotlib,ipywidgets,IPython,numpy,huggingface_hub,psutil")
     assert done.returncode == 1
     assert "matplotlib" in done.stdout
     assert "verdict: unsupported" in done.stdout

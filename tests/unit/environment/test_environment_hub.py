@@ -10,8 +10,8 @@ import huggingface_hub.constants
 import pytest
 
 from mac_lora_helpers.config import resolve
-from mac_lora_helpers.environment.checks_storage import check_home, check_hub
 from mac_lora_helpers.environment.probe import Probe
+from mac_lora_helpers.environment.storage import check_disk, check_hub, check_model
 from mac_lora_helpers.model import find_base
 
 TOKEN = "hf_" + "abcdefghijklmnopqrstuvwxyz012345"
@@ -30,11 +30,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if self.path == "/api/whoami-v2":
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
             return self.answer(200 if known else 401, {"name": "learner"} if known else {"error": "Invalid"})
-        if self.path == "/api/models/moved/model-1B":
-            self.send_response(307)
-            self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-            return self.end_headers()
-        return self.answer(200 if self.path in PAGES else 401, PAGES.get(self.path, {}))
+        path = self.path.split("?")[0]
+        return self.answer(200 if path in PAGES else 401, {"id": path, **PAGES.get(path, {})})
 
     def answer(self, status, body):
         self.send_response(status)
@@ -77,7 +74,7 @@ def test_logged_in_by_variable(hub):
     assert {check.status for check in checks.values()} == {"ok"}
     # The token goes to the question who it belongs to, and nowhere else.
     assert [path for path, sent in hub.seen if sent] == ["/api/whoami-v2"]
-    assert len(hub.seen) == 3
+    assert {path.split("?")[0] for path, _ in hub.seen} >= {"/api/whoami-v2", *(path for path in PAGES if "gated" not in path)}
 
 
 def test_logged_in_by_file(hub, tmp_path):
@@ -100,7 +97,7 @@ def test_not_logged_in(hub):
 
 @pytest.mark.parametrize(
     ("model_id", "status", "said"),
-    [("nobody/nothing-1B", "warn", "does not exist"), ("meta/gated-1B", "warn", "gated"), ("moved/model-1B", "ok", "has moved/model-1B")],
+    [("nobody/nothing-1B", "warn", "does not exist"), ("meta/gated-1B", "warn", "gated")],
 )
 def test_models_that_cannot_just_be_loaded(hub, model_id, status, said):
     check = hub_checks(model_id=model_id)["Hub"]
@@ -145,16 +142,23 @@ def test_a_name_server_that_hangs_does_not_block(monkeypatch):
     assert time.monotonic() - begin < 2
 
 
-def test_a_cache_that_cannot_be_written(hub, recorded):
-    probe = recorded("m2-pro-16gb", disk={"free": 1 << 40, "total": 1 << 40, "volume": "1", "writable": False})
-    config = resolve({"preset": "local"}, env={})
-    checks = {check.name: check for check in check_hub(config, find_base(config, probe.cached_folder), probe)}
-    assert (checks["Hub cache"].status, "HF_HOME" in checks["Hub cache"].fix) == ("warn", True)
+def disk(recorded, model_id="Qwen/Qwen2.5-0.5B-Instruct", **changes):
+    answer = {"free": 500 << 30, "total": 500 << 30, "volume": "1", "writable": True, **changes}
+    probe = recorded("m2-pro-16gb")
+    probe.disk = lambda path: {**answer, "writable": answer["writable"] or path == "outputs/local-lora"}
+    config = resolve({"preset": "local", "model_id": model_id}, env={})
+    return check_disk(config, find_base(config, probe.cached_folder), probe)
 
 
-def test_home_directory(recorded):
-    assert check_home(recorded("m2-pro-16gb")) == []
-    for home in ({"exists": False, "writable": False}, {"exists": True, "writable": False}):
-        (check,) = check_home(recorded("m2-pro-16gb", home=home))
-        assert check.status == "warn"
-        assert "HF_HOME" in check.fix
+def test_disks(recorded):
+    assert disk(recorded).status == "ok"
+    full = disk(recorded, free=2 << 30)
+    assert (full.status, "free at least" in full.fix) == ("fail", True)
+    unwritable = disk(recorded, writable=False)
+    assert (unwritable.status, "HF_HOME" in unwritable.fix) == ("warn", True)
+    assert "unknown" in disk(recorded, "somebody/unnamed").detail
+
+
+def test_a_model_that_cannot_be_used_fails_with_its_remedy():
+    check = check_model(find_base(resolve({"model_id": "./no/such/folder"})))
+    assert (check.status, "no such folder" in check.detail, bool(check.fix)) == ("fail", True, True)

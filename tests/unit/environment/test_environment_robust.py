@@ -80,15 +80,12 @@ def test_helpers_uninstalled(check):
     report, checks = check(blocked="torch,psutil,packaging,huggingface_hub")
     assert report["memory_bytes"] > 0
     assert checks["Hub"]["status"] == "warn"
-    assert {"Package psutil", "Package packaging", "Package huggingface_hub"} <= set(checks)
+    assert "packaging" in checks["Packages"]["fix"]
 
 
-@pytest.mark.parametrize("home", [None, "/nonexistent/home", ""])
-def test_without_a_home_directory(check, home):
-    report, checks = check(blocked="torch", HOME=home, HF_HOME=None)
+def test_without_a_home_directory(check):
+    report, _ = check(blocked="torch", HOME="/nonexistent/home", HF_HOME=None)
     assert report["verdict"]["where"] == "unsupported"
-    if home == "/nonexistent/home":
-        assert checks["Home directory"]["status"] == "warn"
 
 
 def test_without_a_network(check, tmp_path):

@@ -6,12 +6,16 @@ import time
 import pytest
 
 from mac_lora_helpers.config import resolve
-from mac_lora_helpers.environment import Choice, choose_device, choose_dtype, decide_device, decide_dtype, read_machine, torch_probe
-from mac_lora_helpers.environment.device import BFLOAT16_LIMITS, FLOAT32_LIMITS, bfloat16_speed, run_trouble
+from mac_lora_helpers.environment import Choice, check_environment, choose_device, choose_dtype, read_machine, torch_probe
+from mac_lora_helpers.environment.device import bfloat16_speed, decide_device, decide_dtype, step_trouble
 from mac_lora_helpers.environment.probe import Probe
 from mac_lora_helpers.errors import InputError
 
 GOOD = {"finite": True, "loss": 5.0, "loss_after": 4.9, "loss_error": 1e-7, "gradient_error": 1e-6, "update_cosine": 1.0}
+
+
+def trouble(run, dtype="float32"):
+    return step_trouble("cpu", dtype, {"runs": {"cpu": {dtype: run}}})
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +39,13 @@ def fake_torch(tmp_path, monkeypatch):
 def test_the_cpu_computes_what_float64_computes(facts):
     assert facts["stage"] == "done"
     assert facts["error"] is None
-    assert run_trouble(facts["runs"]["cpu"]["float32"], FLOAT32_LIMITS) == ""
+    assert trouble(facts["runs"]["cpu"]["float32"]) == ""
     assert 0 < facts["runs"]["cpu"]["float32"]["gradient_error"] < 1e-4
 
 
 def test_bfloat16_is_really_tried(facts):
     run = facts["runs"]["cpu"]["bfloat16"]
-    assert run_trouble(run, BFLOAT16_LIMITS) == ""
+    assert trouble(run, "bfloat16") == ""
     # bfloat16 keeps 8 bits: an error as small as float32's would mean that float32 was tried.
     assert run["gradient_error"] > 1e-3
     assert "times float32's speed" in bfloat16_speed("cpu", facts)
@@ -60,7 +64,7 @@ def test_wrong_gradients_are_found(monkeypatch):
 
     monkeypatch.setattr(torch_probe, "weights", damaged)
     run = torch_probe.compare(torch, torch_probe.step(torch, "cpu", torch.float32), reference)
-    assert "gradients are off" in run_trouble(run, FLOAT32_LIMITS)
+    assert "gradients are off" in trouble(run)
 
 
 def test_a_lost_optimizer_step_is_found(monkeypatch):
@@ -69,7 +73,7 @@ def test_a_lost_optimizer_step_is_found(monkeypatch):
     reference = torch_probe.step(torch, "cpu", torch.float32)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: None)
     run = torch_probe.compare(torch, torch_probe.step(torch, "cpu", torch.float32), reference)
-    found = run_trouble(run, BFLOAT16_LIMITS)
+    found = trouble(run, "bfloat16")
     assert "optimizer step points elsewhere" in found
     assert "did not fall" in found
 
@@ -86,9 +90,9 @@ def test_a_lost_optimizer_step_is_found(monkeypatch):
     ],
 )
 def test_limits(change, said):
-    assert run_trouble(GOOD, FLOAT32_LIMITS) == ""
-    assert said in run_trouble({**GOOD, **change}, FLOAT32_LIMITS)
-    assert "not tried" in run_trouble(None, FLOAT32_LIMITS)
+    assert trouble(GOOD) == ""
+    assert said in trouble({**GOOD, **change})
+    assert "not tried" in trouble(None)
 
 
 def test_nan_passes_through_json():
@@ -98,7 +102,7 @@ def test_nan_passes_through_json():
     run = torch_probe.compare(torch, {**good, "loss": float("nan")}, good)
     assert run["finite"] is False
     assert run["loss"] is None
-    assert "NaN" in run_trouble(run, FLOAT32_LIMITS)
+    assert "NaN" in trouble(run)
 
 
 def test_torch_that_raises(fake_torch):
@@ -180,6 +184,40 @@ def test_devices_are_asked_here_where_torch_is_loaded(facts, monkeypatch):
     assert {key: found[key] for key in ("version", "mps", "cuda")} == {key: facts[key] for key in ("version", "mps", "cuda")}
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: 1 / 0)
     assert "ZeroDivisionError" in probe.device_facts()["error"]
+
+
+def finding(recorded, name, torch, **config):
+    """The recorded machine's checks, with other answers of torch."""
+    facts = {**recorded(name).answers["torch"], **torch}
+    return {check.name: check for check in check_environment(resolve(config, env={}), recorded(name, torch=facts)).checks}
+
+
+def test_a_product_as_long_as_a_vocabulary_is_compared_with_the_cpu(facts, recorded, monkeypatch):
+    """torch 2.13 on M1 and M2: wrong without a word, found only where it is looked for."""
+    import torch
+
+    assert facts["long_products"]["cpu"] < 1e-5
+    real = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: real(a[:, :32767], b[:32767]) if a.dtype == torch.float32 else real(a, b))
+    wrong = torch_probe.long_product_error(torch, "cpu")
+    assert wrong > 0.1
+    check = finding(recorded, "m2-pro-16gb", {"long_products": {"mps": wrong}}, preset="local")["Long products"]
+    assert (check.status, "32,767" in check.detail, "upgrade torch" in check.fix) == ("fail", True, True)
+    short = finding(recorded, "m2-pro-16gb", {"long_products": {"mps": wrong}})["Long products"]
+    assert (short.status, "is shorter" in short.detail) == ("warn", True)
+    assert finding(recorded, "m2-pro-16gb", {"long_products": {"mps": 1e-7}}, preset="local")["Long products"].status == "ok"
+
+
+def test_bfloat16_that_aborts_on_an_m5_is_named(recorded):
+    answers = recorded("m4-max-64gb").answers
+    commands = {**answers["commands"], "sysctl -n machdep.cpu.brand_string": "Apple M5", "sw_vers -productVersion": "27.0"}
+    runs = {**answers["torch"]["runs"], "mps": {"float32": answers["torch"]["runs"]["mps"]["float32"]}}
+    ended = "the process was ended by SIGABRT (while asking torch: bfloat16 on mps)"
+    probe = recorded("m4-max-64gb", commands=commands, torch={**answers["torch"], "runs": runs, "error": ended})
+    for dtype, status in (("float32", "ok"), ("bfloat16", "fail")):
+        report = check_environment(resolve({"preset": "local", "dtype": dtype}, env={}), probe)
+        check = next(check for check in report.checks if check.name == "bfloat16")
+        assert (check.status, "M5 under macOS 27" in check.detail, report.device.name) == (status, True, "mps")
 
 
 def test_importing_the_room_loads_no_torch():

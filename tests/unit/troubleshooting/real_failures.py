@@ -341,15 +341,17 @@ def other_settings(folder: Path) -> None:
 
 
 def foreign_adapter(folder: Path) -> None:
+    from mac_lora_helpers import origin
+
     run = RunDir(folder / "run")
     run.write_json("train_config", {"adapter_digest": "of another adapter"})
-    run.check_trained()
+    origin.check_trained(run)
 
 
 def two_runs_in_one_folder(folder: Path) -> None:
-    from mac_lora_helpers import locks
+    from mac_lora_helpers import artifacts_lock
 
-    with locks.running(folder, "one run"), locks.running(folder, "another"):
+    with artifacts_lock.running(folder, "one run"), artifacts_lock.running(folder, "another"):
         pass
 
 
