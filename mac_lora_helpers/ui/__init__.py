@@ -17,8 +17,7 @@ from mac_lora_helpers.ui.stopping import stoppable
 from mac_lora_helpers.ui.tables import Table, answers_table, audit_table, checks_table, files_table, training_table
 from mac_lora_helpers.ui.tokens import TokenBrowser, TokenView, token_browser
 
-_FIGURES = ("LiveLoss", "comparison_figure", "data_figure", "equivalence_figure", "loss_figure")
-_MEMORY = "memory_figure"
+_FIGURES = ("LiveLoss", "comparison_figure", "data_figure", "equivalence_figure", "loss_figure", "memory_figure")
 
 __all__ = [
     "LiveLoss",
@@ -49,6 +48,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _FIGURES:
         return getattr(importlib.import_module("mac_lora_helpers.ui.figures"), name)
-    if name == _MEMORY:
-        return importlib.import_module("mac_lora_helpers.ui.memory_bars").memory_figure
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.ticker import MaxNLocator
 
+from mac_lora_helpers.ui.memory_form import shares
 from mac_lora_helpers.ui.picture import Picture
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
@@ -70,12 +71,10 @@ def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Ma
         total: tokens per split.
     """
     figure, (left, right) = _figure(2, "What will be trained")
-    everything = [n for values in lengths.values() for n in values]
-    longest = max([limit, *everything])
-    edges = [longest * i / 30 for i in range(31)]
     shown = {name: values for name, values in lengths.items() if len(values)}
-    colours = dict(zip(("train", "valid", "test"), (BLUE, GREEN, ORANGE), strict=True))
-    left.hist(list(shown.values()), bins=edges, stacked=True, label=list(shown), color=[colours.get(n, GREY) for n in shown])
+    longest = max((max(values) for values in shown.values()), default=0)
+    colours = [{"train": BLUE, "valid": GREEN, "test": ORANGE}.get(name, GREY) for name in shown]
+    left.hist(list(shown.values()), bins=30, range=(0, max(limit, longest)), stacked=True, label=list(shown), color=colours)
     left.axvline(limit, color=RED, linestyle="--", linewidth=2)
     left.annotate(f"max_seq_length\n{limit}", (limit, 1), xycoords=("data", "axes fraction"), xytext=(-6, -4), textcoords="offset points",
                   ha="right", va="top", color=RED_TEXT)  # fmt: skip
@@ -93,9 +92,9 @@ def data_figure(lengths: Mapping[str, Sequence[int]], limit: int, supervised: Ma
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    longest_words = f"{len(everything):,} rows, the longest {max(everything, default=0):,} tokens, the limit {limit:,}"
+    rows = f"{sum(map(len, shown.values())):,} rows, the longest {longest:,} tokens, the limit {limit:,}"
     trained = ", ".join(f"{name} {share:.0f} %" for name, share in zip(names, shares, strict=True))
-    figure.alt = f"What will be trained: {longest_words}; the loss counts of the tokens: {trained}"
+    figure.alt = f"What will be trained: {rows}; the loss counts of the tokens: {trained}"
     return figure
 
 
@@ -206,11 +205,11 @@ def comparison_figure(metrics: Mapping[str, Any]) -> Picture:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     else:
         right.text(0.5, 0.5, "plain text has no expected answers", ha="center", transform=right.transAxes)
-    said = "; ".join(f"{name} loss {metrics[name]['loss']:.3f}" for name in names)
-    right_shares = [
-        f"{key.replace('_', ' ')} base {100 * metrics['base'][key]:.0f} %, tuned {100 * metrics['tuned'][key]:.0f} %" for key in scores
-    ]
-    figure.alt = f"Base against tuned on {metrics['examples']} held-out examples: " + "; ".join([said, *right_shares])
+    told = [f"{name} loss {metrics[name]['loss']:.3f}" for name in names]
+    for key in scores:
+        base, tuned = (f"{100 * metrics[name][key]:.0f} %" for name in names)
+        told.append(f"{key.replace('_', ' ')} base {base}, tuned {tuned}")
+    figure.alt = f"Base against tuned on {metrics['examples']} held-out examples: {'; '.join(told)}"
     return figure
 
 
@@ -225,14 +224,8 @@ def equivalence_figure(report: Mapping[str, Any]) -> Picture:
     words = {True: ("passed", BLUE), False: ("FAILED", RED), None: ("not checked", GREY)}
     bars = [(item["name"], item["greedy_agreement"], *words[item["passed"]]) for item in items]
     if control := report.get("control"):
-        bars.append(
-            (
-                control["name"],
-                control["greedy_agreement"],
-                "differs, as it must" if not control["passed"] else "PASSED: the check shows nothing",
-                GREY,
-            )
-        )
+        words = "PASSED: the check shows nothing" if control["passed"] else "differs, as it must"
+        bars.append((control["name"], control["greedy_agreement"], words, GREY))
     figure, (axes,) = _figure(1, "Does the export still say what the adapter said?", height=1.6 + 0.4 * max(1, len(bars)))
     drawn = axes.barh([name for name, *_ in bars], [100 * share for _, share, *_ in bars], color=[colour for *_, colour in bars])
     axes.bar_label(drawn, [f"{100 * share:.0f} %  {words}" for _, share, words, _ in bars], padding=4)
@@ -243,4 +236,37 @@ def equivalence_figure(report: Mapping[str, Any]) -> Picture:
     figure.alt = "Prompts answered with the same greedy tokens: " + "; ".join(
         f"{name} {100 * share:.0f} %, {words}" for name, share, words, _ in bars
     )
+    return figure
+
+
+#: Hatching that tells the parts of the memory apart in grey print, one for each.
+_HATCHES = ("", "//", "", "..")
+
+
+@styled
+def memory_figure(metrics: Mapping[str, Any]) -> Picture:
+    """A stacked bar of the forecast above a bar of the measurement.
+
+    Args:
+        metrics: the content of ``train_metrics.json``.
+    """
+    predicted, measured = metrics["predicted_memory_bytes"] or 0, metrics["peak_memory_bytes"]
+    unit, scale = ("GB", 1e9) if max(predicted, measured) >= 1e9 else ("MB", 1e6)
+    figure = Picture(figsize=(10, 3.2), layout="constrained")
+    axes, start = figure.subplots(), 0.0
+    for (name, count, colour), hatch in zip(shares(metrics["predicted_memory_parts"]), _HATCHES, strict=True):
+        axes.barh("forecast", count / scale, left=start, color=colour, hatch=hatch, edgecolor="white", label=name, height=0.6)
+        start += count / scale
+    axes.barh("measured", measured / scale, color=GREY, height=0.6)
+    texts = [f"{value / scale:.3g} {unit}" if value else "not counted" for value in (predicted, measured)]
+    for name, value, text in zip(("forecast", "measured"), (predicted, measured), texts, strict=True):
+        axes.annotate(f" {text}", (value / scale, name), va="center")
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.grid(axis="y", visible=False)
+    told = f"measured is {measured / predicted:.0%} of the forecast" if predicted else "measured; this model's could not be forecast"
+    axes.set(title=f"Peak memory: {told}", xlabel=f"peak memory of the training ({unit})")
+    if predicted:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=4, fontsize=9)
+    figure.alt = f"Peak memory of the training: forecast {texts[0]}, measured {texts[1]}"
     return figure

@@ -65,7 +65,7 @@ class ConfigForm(Shown):
         """
         if name == "out_dir":
             RunDir(value)
-        self.fields["preset"].chosen(value) if name == "preset" else setattr(self.config, name, value)
+        self.config.take_preset(value) if name == "preset" else setattr(self.config, name, value)
         return self._draft(lambda draft: draft.keep(name, getattr(self.config, name)))
 
     def release(self, *names: str) -> None:
@@ -73,7 +73,6 @@ class ConfigForm(Shown):
         said = self._draft(lambda draft: draft.drop(*names))
         for name in names:
             self.config.release(name)
-            self.fields[name].after = ""
         self.changed(said)
 
     def drop_typed(self) -> None:
@@ -128,7 +127,7 @@ class Field:
     def __init__(self, form: ConfigForm, name: str) -> None:
         import ipywidgets as widgets
 
-        self.form, self.config, self.name, self.after = form, form.config, name, ""
+        self.form, self.config, self.name = form, form.config, name
         self.help = " · ".join(part for part in (parameter_info(name)["help"], _limits(name)) if part)
         self.widget = _widget(name, getattr(self.config, name))
         self.widget.layout = widgets.Layout(width="min(46em, 100%)" if name in _PATHS else "min(30em, 100%)", flex="0 1 auto")
@@ -150,23 +149,12 @@ class Field:
         self.reset.layout.display = "" if self.form.typed(self.name) else "none"
         self.message.value = note(refused or self._words(asked), "refused" if refused else "changed" if asked else "plain", live=True)
 
-    def chosen(self, preset: str) -> None:
-        """Takes a preset and remembers what that changed."""
-        changes = self.config.preset_changes(preset)
-        self.config.take_preset(preset)
-        mine = [name for name in type(self.config).model_fields if name != "preset" and self.config.asked(name)]
-        stayed = f"; as you set them stay {', '.join(mine)}" if mine else ""
-        self.after = f"changed {_changes(changes)}{stayed}" if changes or mine else ""
-
     def _words(self, asked: bool) -> str:
-        parts = [self.help]
-        if self.name == "preset":
-            others = {preset: self.config.preset_changes(preset) for preset in PRESETS if preset != self.config.preset}
-            parts += [f"{preset} would change {_changes(changes)}" for preset, changes in others.items()]
-            parts = [self.after, *parts] if self.after else parts
-        elif asked:
-            parts = [f"● {self._origin()}", *parts]
-        return ("\n" if self.name == "preset" else " · ").join(parts)
+        if self.name != "preset":
+            return f"● {self._origin()} · {self.help}" if asked else self.help
+        others = {preset: self.config.preset_changes(preset) for preset in PRESETS if preset != self.config.preset}
+        told = [f"{preset} would change {_changes(changes)}" for preset, changes in others.items()]
+        return "\n".join([self.help, *told, "what you set yourself stays as it is"])
 
     def _origin(self) -> str:
         """Where the value came from, what the preset has, and what becomes of it in the next run."""

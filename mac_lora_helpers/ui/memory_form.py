@@ -19,7 +19,6 @@ _SHARES = {
     "adapter and optimizer": (("adapter", "gradients", "optimizer"), "#e69f00"),
     "activations and loss": (("activations", "logits", "layer"), "#009e73"),
 }
-_OTHER, _OTHER_COLOUR = "allowances", "#999999"
 
 
 def training_form(config: Config, run: RunDir) -> TrainingForm | Table:
@@ -79,24 +78,20 @@ def bar(forecast: Any) -> str:
     if not forecast.parts:
         return note(" · ".join(words(forecast)), "changed", live=True)
     scale = 100 / max(forecast.total_bytes, forecast.available_bytes, 1)
-    shares = [(name, count, colour) for name, count, colour in _shares(forecast.parts) if count]
-    pieces = "".join(f"<span style='width:{scale * count:.2f}%;background:{colour}'></span>" for _, count, colour in shares)
-    pieces = pieces.replace("<span style='", "<span style='display:block;height:100%;flex:none;min-width:2px;")
+    parts = [(name, count, colour) for name, count, colour in shares(forecast.parts) if count]
+    block = "display:block;height:100%;flex:none;min-width:2px"
+    pieces = "".join(f"<span style='{block};width:{scale * count:.2f}%;background:{colour}'></span>" for _, count, colour in parts)
     place = f"left:calc({scale * forecast.available_bytes:.2f}% - 3px)"
     edge = f"<span style='position:absolute;top:-3px;bottom:-3px;{place};border-left:3px solid currentColor'></span>"
     frame = "position:relative;display:flex;height:22px;margin:6px 0;box-sizing:border-box;outline:1px solid currentColor"
-    hatch = "" if forecast.fits else "outline:2px dashed #d55e00;"
+    warning = "" if forecast.fits else "outline:2px dashed #d55e00"
     first, *more = words(forecast)
-    picture = f"<div role='img' aria-label='{escape(first)}' style='{frame};{hatch}'>{pieces}{edge}</div>"
-    legend = "".join(_legend(name, count, colour) for name, count, colour in shares)
-    tone = (
-        "font-weight:600"
-        if forecast.fits
-        else "font-weight:600;background:rgba(213,94,0,.22);border-left:3px solid #d55e00;padding:1px 6px"
-    )
+    picture = f"<div role='img' aria-label='{escape(first)}' style='{frame};{warning}'>{pieces}{edge}</div>"
+    legend = "".join(_legend(name, count, colour) for name, count, colour in parts)
+    tone = "" if forecast.fits else "background:rgba(213,94,0,.22);border-left:3px solid #d55e00;padding:1px 6px"
     lines = "".join(f"<div>{escape(line)}</div>" for line in more)
     return (
-        f"<div {TEXT} style='line-height:1.45;white-space:normal'><div role='status' style='{tone}'>{escape(first)}</div>"
+        f"<div {TEXT} style='line-height:1.45;white-space:normal'><div role='status' style='font-weight:600;{tone}'>{escape(first)}</div>"
         f"{picture}<div>{legend}</div>{lines}</div>"
     )
 
@@ -113,10 +108,10 @@ def words(forecast: Any) -> list[str]:
     return [first, chosen, *([f"to do: {forecast.advice}"] if forecast.advice else [])]
 
 
-def _shares(parts: Mapping[str, int]) -> list[tuple[str, int, str]]:
-    named = {part for names, _ in _SHARES.values() for part in names}
-    shares = [(name, sum(parts.get(part, 0) for part in names), colour) for name, (names, colour) in _SHARES.items()]
-    return [*shares, (_OTHER, sum(count for part, count in parts.items() if part not in named), _OTHER_COLOUR)]
+def shares(parts: Mapping[str, int]) -> list[tuple[str, int, str]]:
+    """The forecast's parts as a learner tells them apart: name, bytes, colour."""
+    named = [(name, sum(parts.get(part, 0) for part in keys), colour) for name, (keys, colour) in _SHARES.items()]
+    return [*named, ("allowances", sum(parts.values()) - sum(count for _, count, _ in named), "#999999")]
 
 
 def _legend(name: str, count: int, colour: str) -> str:

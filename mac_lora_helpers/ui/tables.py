@@ -28,7 +28,7 @@ _SHORT = 14
 class Marked(str):
     """Text of a cell with some pieces marked: ``pieces`` are (text, whether it is plain)."""
 
-    pieces: Sequence[tuple[str, bool]] = ()
+    pieces: Sequence[tuple[str, bool]]
 
     @classmethod
     def of(cls, pieces: Sequence[tuple[str, bool]]) -> Marked:
@@ -39,8 +39,8 @@ class Marked(str):
 
     def html(self) -> str:
         """Escaped; the marked pieces are bold as well as coloured, for readers who cannot tell the colours."""
-        style = "background:rgba(0,114,178,.28);color:inherit;font-weight:600"
-        return "".join(escape(text) if plain else f"<mark style='{style}'>{escape(text)}</mark>" for text, plain in self.pieces)
+        mark = "<mark style='background:rgba(0,114,178,.28);color:inherit;font-weight:600'>{}</mark>"
+        return "".join(escape(text) if plain else mark.format(escape(text)) for text, plain in self.pieces)
 
 
 class Table:
@@ -65,11 +65,10 @@ class Table:
         return cls(columns, [[row[name] for name in columns] for row in rows], title, note)
 
     def __repr__(self) -> str:
-        lines = [[visible(MARKS.get(value, (value, ""))[0].replace("\n", " ⏎ ")) for value in row] for row in self.rows]
-        widths = [min(60, max(len(row[i]) for row in [self.columns, *lines])) for i in range(len(self.columns))]
-        rendered = ["  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in lines]
-        head = "  ".join(name.ljust(width) for name, width in zip(self.columns, widths, strict=True)).rstrip()
-        return "\n".join(part for part in [self.title, head, "-" * len(head), *rendered, self.note] if part)
+        lines = [[visible(MARKS.get(value, (value, ""))[0]).replace("\n", " ⏎ ") for value in row] for row in self.rows]
+        widths = [min(60, max(map(len, column))) for column in zip(self.columns, *lines, strict=True)]
+        head, *rest = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [self.columns, *lines])
+        return visible("\n".join(part for part in [self.title, head, "-" * len(head), *rest, self.note] if part))
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col" style="{_CELL}">{escape(name)}</th>' for name in self.columns)
@@ -112,12 +111,6 @@ def _text(value: Any) -> str:
 def checks_table(checks: Iterable[Any]) -> Table:
     """Findings with a status: anything with ``name``, ``status``, ``detail`` and ``fix``."""
     return Table(["check", "status", "finding", "to do"], [(c.name, c.status, c.detail, c.fix) for c in checks])
-
-
-def passed_table(rows: Iterable[tuple[str, bool | None, str]], title: str = "") -> Table:
-    """What success looks like: (statement, whether it held or None, the evidence)."""
-    words = {True: "passed", False: "failed", None: "not checked"}
-    return Table(["what success looks like", "result", "check"], [(name, words[held], why) for name, held, why in rows], title)
 
 
 def answers_table(answers: Sequence[Mapping[str, Any]], limit: int = 8) -> Table:
@@ -180,4 +173,6 @@ def training_table(metrics: Mapping[str, Any]) -> Table:
 
 def audit_table(audit: Mapping[str, bool | None]) -> Table:
     """The audit's checks in words; ``None`` was not judged, for example after very few steps."""
-    return passed_table([(AUDIT.get(name, name), held, name) for name, held in audit.items()])
+    words = {True: "passed", False: "failed", None: "not checked"}
+    rows = [(AUDIT.get(name, name), words[held], name) for name, held in audit.items()]
+    return Table(["what success looks like", "result", "check"], rows)

@@ -46,7 +46,7 @@ def test_what_was_typed_is_there_after_run_all_and_a_new_kernel(desk):
         if name == "model_id":  # typed last, over what the preset brought
             notebook.get_by_text("local would change model_id to Qwen/Qwen2.5-0.5B-Instruct").wait_for()
             fill(page, "preset", "local")
-            notebook.get_by_text("as you set them stay").wait_for()
+            notebook.get_by_text("smoke would change model_id to embedded").wait_for()
             assert notebook.get_by_label("model_id", exact=True).input_value() == "Qwen/Qwen2.5-0.5B-Instruct"
         fill(page, name, value)
     notebook.get_by_label("trust_remote_code", exact=True).press("Space")
