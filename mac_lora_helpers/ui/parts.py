@@ -42,9 +42,7 @@ class Shown:
         raise NotImplementedError
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        bundle = self.widget._repr_mimebundle_()
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        return {**data, "text/html": self.static_html(), "text/plain": self.static_text()}
+        return {**self.widget._repr_mimebundle_(), "text/html": self.static_html(), "text/plain": self.static_text()}
 
 
 def note(text: str, tone: str = "plain", live: bool = False) -> str:

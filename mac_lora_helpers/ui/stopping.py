@@ -11,10 +11,9 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from mac_lora_helpers.errors import UserError
-from mac_lora_helpers.ui.parts import column, headless, note, row
+from mac_lora_helpers.ui.parts import button, column, headless, note, row
 
 #: Shorter work shows no button.
 QUIET_SECONDS = 2.0
@@ -39,8 +38,8 @@ def stoppable(what: str, kept: str = "nothing was written", quiet_seconds: float
     if headless():
         yield
         return
-    button = _StopButton(what)
-    timer = threading.Timer(quiet_seconds, button.appear)
+    stop = _StopButton(what)
+    timer = threading.Timer(quiet_seconds, stop.appear)
     timer.daemon = True
     try:
         timer.start()
@@ -49,7 +48,7 @@ def stoppable(what: str, kept: str = "nothing was written", quiet_seconds: float
         raise Stopped(f"{what} was stopped; {kept}", fix="run this cell again when you want to go on") from None
     finally:
         timer.cancel()
-        button.close()
+        stop.close()
 
 
 class _StopButton:
@@ -60,12 +59,12 @@ class _StopButton:
         from IPython.display import display
 
         self.running, self.lock = True, threading.Lock()
-        self.button = widgets.Button(description=f"Stop {what}", tooltip=f"ends {what} cleanly", layout=widgets.Layout(width="auto"))
-        self.button.on_click(self._stop)
+        self.button = button(f"Stop {what}", f"ends {what} cleanly", self._stop)
         self.said = widgets.HTML(note("or interrupt the kernel: the ■ in the toolbar, or press I twice"))
         self.box = column(row(self.button, self.said), display="none")
-        hear_while_busy(self.button)
-        self.handle = display(_Place(self.box), display_id=True)
+        # ipykernel 7.4 answers in the thread that made a widget, which is the busy one; without its note, where the browser asked.
+        vars(self.button.comm).pop("_reply_subshell_id", None)
+        self.handle = display({**self.box._repr_mimebundle_(), "text/plain": ""}, raw=True, display_id=True)
 
     def appear(self) -> None:
         """Shows the button if the work still runs."""
@@ -78,35 +77,13 @@ class _StopButton:
         with self.lock:
             self.running = False
         if self.handle is not None:
-            self.handle.update(_Place(None))
+            self.handle.update({"text/plain": ""}, raw=True)
         self.box.close()
 
-    def _stop(self, _: Any) -> None:
+    def _stop(self) -> None:
         with self.lock:
             if not self.running:
                 return
             self.button.disabled = True
             self.said.value = note("stopping: what is under way is finished first", "changed", live=True)
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-
-class _Place:
-    """The button's place in the output; nothing once the work is done."""
-
-    def __init__(self, box: Any) -> None:
-        self.box = box
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        if self.box is None:
-            return {"text/plain": ""}
-        bundle = self.box._repr_mimebundle_()
-        return {**(bundle[0] if isinstance(bundle, tuple) else bundle), "text/plain": ""}
-
-
-def hear_while_busy(widget: Any) -> None:
-    """Lets a widget's messages be answered in a subshell while a cell runs.
-
-    ipykernel 7.4 sends answers to the thread that made the widget, which is the one that is busy; without that note they go
-    where the browser asked. Where there is no such note nothing changes.
-    """
-    vars(widget.comm).pop("_reply_subshell_id", None)

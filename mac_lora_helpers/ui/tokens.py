@@ -71,9 +71,9 @@ class TokenBrowser(Shown):
 
         self._view = lambda split, number: _view(encoded, tokenizer, split, number)
         self.counts = {name: len(rows) for name, rows in encoded.splits.items() if len(rows)}
-        narrow = {"description_width": "auto"}
-        self.split = widgets.Dropdown(options=list(self.counts), value=split, description="split", style=narrow, layout=_fixed("11em"))
-        self.number = widgets.BoundedIntText(value=0, min=0, description="row", style=narrow, layout=_fixed("11em"))
+        small = {"style": {"description_width": "auto"}, "layout": widgets.Layout(width="11em", flex="0 0 auto")}
+        self.split = widgets.Dropdown(options=list(self.counts), value=split, description="split", **small)
+        self.number = widgets.BoundedIntText(value=0, min=0, description="row", **small)
         self.previous = button("◀ previous", "the row before", lambda: self._step(-1))
         self.next = button("next ▶", "the row after", lambda: self._step(1))
         self.status, self.shown = widgets.HTML(), widgets.HTML(layout=widgets.Layout(width="100%"))
@@ -105,12 +105,6 @@ class TokenBrowser(Shown):
     def static_text(self) -> str:
         """The row on show."""
         return repr(self.view)
-
-
-def _fixed(width: str) -> Any:
-    import ipywidgets as widgets
-
-    return widgets.Layout(width=width, flex="0 0 auto")
 
 
 def _span(piece: Any) -> str:

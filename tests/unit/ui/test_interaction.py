@@ -60,14 +60,6 @@ def test_a_headless_run_is_left_as_it_is(monkeypatch):
         raise KeyboardInterrupt
 
 
-def test_clicks_are_answered_where_the_browser_asks():
-    """ipykernel notes on a comm which thread made it and answers there; that thread is busy."""
-    comm = SimpleNamespace(_reply_subshell_id=None, comm_id="x")
-    stopping.hear_while_busy(SimpleNamespace(comm=comm))
-    assert not hasattr(comm, "_reply_subshell_id")
-    stopping.hear_while_busy(SimpleNamespace(comm=comm))
-
-
 def asking(stream, prompt="now"):
     return AskBox(stream, prompt)
 
