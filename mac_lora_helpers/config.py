@@ -76,6 +76,16 @@ class Config(BaseModel):
     )
     messages_field: Text = _param("messages", "field that holds the list of messages; empty for none", "Data", "data")
     text_field: Text = _param("", "field that holds plain text; empty for none", "Data", "data")
+    columns: Text = _param(
+        "", 'names of the fields, where they are unusual: "prompt=frage, completion=antwort" (or messages=…, text=…)', "Data", "data"
+    )
+    use_answer: Literal["none", "chosen"] = _param(
+        "none", "preference data (chosen and rejected answers). chosen: train on the chosen ones", "Data", "data"
+    )
+    chat_template_kwargs: Text = _param("", 'more arguments of the chat template, as JSON: {"enable_thinking": false}', "Data", "data")
+    enable_thinking: Switch = _param(
+        "auto", "thinking models, where the template knows it. true, false; auto: as the template does by itself", "Data", "data"
+    )
     max_seq_length: Whole = _param(512, "longest sequence in tokens", "Data", "data", ge=8, le=131072)
     loss_on: Literal["assistant", "completion", "all"] = _param(
         "assistant", "which tokens are trained: assistant turns, the last answer only, or everything", "Data", "data"

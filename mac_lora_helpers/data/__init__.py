@@ -9,14 +9,13 @@ from mac_lora_helpers.data.encoding import Encoded, encode
 from mac_lora_helpers.data.lints import Lint
 from mac_lora_helpers.data.manifest import load_tokens, save
 from mac_lora_helpers.data.problems import DataError, Problem
-from mac_lora_helpers.data.rows import split_rows, token_counts
+from mac_lora_helpers.data.report import TokenPiece, found_rows, lengths, overview, split_rows, summary, token_counts, token_view
 from mac_lora_helpers.data.sources import Source, load
 from mac_lora_helpers.data.splitting import Splits, split
 from mac_lora_helpers.data.store import Example
-from mac_lora_helpers.data.template import render_prompt
+from mac_lora_helpers.data.template import render_prompt, template_call
 from mac_lora_helpers.data.tokenizer import load_tokenizer
 from mac_lora_helpers.data.validation import Found, validate
-from mac_lora_helpers.data.view import TokenPiece, lengths, summary, token_view
 
 __all__ = [
     "DataError",
@@ -32,16 +31,19 @@ __all__ = [
     "batch_sampler",
     "batch_shapes",
     "encode",
+    "found_rows",
     "lengths",
     "load",
     "load_tokenizer",
     "load_tokens",
     "make_collator",
+    "overview",
     "render_prompt",
     "save",
     "split",
     "split_rows",
     "summary",
+    "template_call",
     "token_counts",
     "token_view",
     "validate",

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.data.lengths import Fitter, Ledger
+from mac_lora_helpers.data.lengths import Fitter, Ledger, proposals
 from mac_lora_helpers.data.lints import Lint, LintCounter
-from mac_lora_helpers.data.masking import Masker, Plan, Row, RowFault
+from mac_lora_helpers.data.lost import Lost
+from mac_lora_helpers.data.masking import Masker, Plan, Row, RowFault, answer_turns, is_trained
 from mac_lora_helpers.data.problems import DataError, Fault, Problems
 from mac_lora_helpers.data.splitting import Splits
-from mac_lora_helpers.data.store import Example, scratch_folder
+from mac_lora_helpers.data.store import BATCH, Example, scratch_folder
 from mac_lora_helpers.data.template import ChatTemplate, TemplateRefuses
-from mac_lora_helpers.data.tokenizer import backend, tokenizer_digest
+from mac_lora_helpers.data.tokenizer import backend, positions, tokenizer_digest
 from mac_lora_helpers.data.tokens import TokenWriter, fingerprint, open_tokens
 from mac_lora_helpers.errors import InputError
 
-BATCH = 256
 _AHEAD = 2
 Progress = Callable[[str, int], None]
 
@@ -39,7 +40,8 @@ class Encoded:
         lengths: name → tokens of each row. truncation: what the length limit did (see ``Ledger``).
         lints: what deserves a look, each with its fix. tokens: total and supervised.
         template_name, masking: how the answers were found. fingerprint, parts: what it is made of.
-        rejected: rows the template refused, under on_bad_rows=skip.
+        rejected: rows the template refused, under on_bad_rows=skip. lost: what templates left out → in how many rows.
+        proposals: what the rows, before anything was cut, say about lengths and epochs. date: what the template writes, pinned.
     """
 
     max_seq_length: int
@@ -55,6 +57,9 @@ class Encoded:
     parts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    proposals: list[str] = field(default_factory=list)
+    date: str = ""
     files: dict[str, Path] = field(default_factory=dict)
 
     @property
@@ -87,8 +92,10 @@ class _Encoder:
         self.loss_on, note = _loss_on(splits.shape, config)
         self.maskers: dict[bool, Masker] = {}
         first = None if splits.shape == "text" else self.masker(False).template
-        name, masking = (first.name, first.masking) if first else ("none", "all tokens")
-        self.result = Encoded(config.max_seq_length, name, masking if self.loss_on != "all" else "all tokens", self.loss_on, splits.shape)
+        masking = "all tokens" if self.loss_on == "all" else "prefix rendering"
+        self.result = Encoded(config.max_seq_length, first.name if first else "none", masking, self.loss_on, splits.shape)
+        self.result.date = first.date if first else ""
+        self.lost = Lost()
         self.result.notes += [note] * bool(note) + splits.notes
         self.fitter = Fitter(config, self._encode_one)
         self.lints = LintCounter(tokenizer, config, splits, first)
@@ -161,6 +168,9 @@ class _Encoder:
             encoding = next(ready) if plan else None
             try:
                 made = self._text_row(encoding) if example.text is not None else self._chat_rows(example, plan, encoding)
+                if example.messages and (fault := self.lost.check(example, made, self.masker(bool(example.tools)).template)):
+                    raise RowFault(fault)
+                made = [row for row in map(partial(self._marked, example), made) if row.spans]
                 fitted = self.fitter.fit(made, example.messages, example.tools)
             except RowFault as error:
                 self._refuse(error.fault, example)
@@ -177,6 +187,20 @@ class _Encoder:
         row = masker.trace(plan, encoding) if plan else None
         return [row] if row is not None else self._exact(masker, example.messages or [], example.tools)
 
+    def _marked(self, example: Example, row: Row) -> Row:
+        """The row without the spans of answers that are marked as not trained."""
+        messages = example.messages or []
+        turns = answer_turns(messages)
+        if all(is_trained(messages[turn]) for turn in turns) or len(row.spans) != len(turns):
+            return row
+        pairs = list(zip(row.spans, (is_trained(messages[turn]) for turn in turns), strict=True))
+        if self.loss_on == "completion" and not pairs[-1][1]:
+            raise RowFault(
+                Fault("nothing_trained", f"messages[{turns[-1]}]", "the last answer is marked as not trained (loss_on=completion)")
+            )
+        skipped = tuple(span for span, trained in pairs if not trained)
+        return row._replace(spans=[span for span, trained in pairs if trained], skipped=skipped)
+
     def _exact(self, masker: Masker, messages: Any, tools: Any) -> list[Row]:
         """The exact way; where only the last answer or everything is trained, one row is enough."""
         try:
@@ -187,10 +211,10 @@ class _Encoder:
             raise RowFault(Fault("template_refuses", "messages", f"the chat template refuses it: {error}")) from None
 
     def _encode_one(self, messages: Any, tools: Any) -> list[Row]:
-        masker = self.masker(bool(tools))
-        plan = self._one_plan(Example(messages, tools=tools))
-        row = masker.trace(plan, self._tokens([plan.text])[0]) if plan else None
-        return [row] if row else self._exact(masker, messages, tools)
+        example = Example(messages, tools=tools)
+        plan = self._one_plan(example)
+        made = self._chat_rows(example, plan, self._tokens([plan.text])[0] if plan else None)
+        return [row for row in map(partial(self._marked, example), made) if row.spans]
 
     def _refuse(self, fault: Fault, example: Example) -> None:
         self.problems.add(fault, example.where)
@@ -201,14 +225,22 @@ class _Encoder:
         """Checks of the whole, and the fingerprint."""
         result, config, ledger = self.result, self.config, self.fitter.ledger
         if self.problems.errors and config.on_bad_rows == "stop":
-            raise DataError.of(f"the chat template refuses {len(result.rejected):,} rows", self.problems, "or on_bad_rows=skip")
+            raise DataError.of(f"{len(result.rejected):,} rows do not go through the chat template", self.problems, "or on_bad_rows=skip")
         ledger.check(config)
+        room = positions(config.model_path)
+        if room and (longest := max((int(values.max()) for values in result.lengths.values() if len(values)), default=0)) > room:
+            raise InputError(
+                f"rows have up to {longest:,} tokens, and the model has positions for {room:,}: behind them it reads nonsense",
+                where="parameter max_seq_length",
+                fix=f"max_seq_length={room}; on_long says what happens to longer rows",
+            )
         _refuse_empty(result, ledger, config)
-        result.truncation = ledger.to_dict()
+        result.truncation, result.lost = ledger.to_dict(), dict(self.lost.counts.most_common())
+        result.proposals = proposals(ledger, config, len(result.lengths["train"]))
         result.lints = self.lints.finish()
         result.parts |= {
             "content": self.content,
-            "template": {str(tools): hashlib.sha256(m.template.text.encode()).hexdigest() for tools, m in self.maskers.items()},
+            "template": {str(tools): masker.template.digest for tools, masker in self.maskers.items()},
             "tokenizer": tokenizer_digest(self.tokenizer),
             "max_seq_length": config.max_seq_length,
             "masking": [result.masking, self.loss_on, config.on_long],

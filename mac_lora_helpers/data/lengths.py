@@ -26,6 +26,7 @@ class Ledger:
         eos_lost: answers without their end token. dropped: rows left out because no answer fits.
         rows_split: rows that became several. longest: tokens of the longest row, before the limit.
         longest_first: tokens up to the end of the first answer, at most.
+        whole, needed: tokens of each row before the limit, and up to the end of its first answer; answers: of each answer.
     """
 
     rows: int = 0
@@ -38,7 +39,9 @@ class Ledger:
     longest: int = 0
     longest_first: int = 0
     damaged: int = 0
+    whole: array = field(default_factory=lambda: array("L"))
     needed: array = field(default_factory=lambda: array("L"))
+    answers: array = field(default_factory=lambda: array("L"))
 
     def to_dict(self) -> dict[str, int]:
         """The manifest's ``truncation``."""
@@ -80,11 +83,13 @@ class Fitter:
         self.ledger.rows += len(rows)
         needed = [row.spans[0][1] for row in rows]
         self.ledger.needed.extend(needed)
+        self.ledger.whole.extend(len(row.ids) for row in rows)
+        self.ledger.answers.extend(end - start for row in rows for start, end in row.spans if messages)
         self.ledger.longest = max(self.ledger.longest, *(len(row.ids) for row in rows))
         self.ledger.longest_first = max(self.ledger.longest_first, *needed)
         if all(len(row.ids) <= self.limit for row in rows):
             return rows
-        if self.how == "split":
+        if self.how == "split" or (messages is None and self.how == "cut"):  # plain text loses nothing: windows over the whole of it
             return self._split(rows, messages, tools)
         return [part for row in rows for part in ([row] if len(row.ids) <= self.limit else self._shorten(row))]
 
@@ -101,7 +106,7 @@ class Fitter:
         whole = [span for span in row.spans if span[1] <= limit]
         if whole:
             ledger.answers_lost += len(row.spans) - len(whole)
-            return [Row(row.ids[: whole[-1][1]], whole)]
+            return [row._replace(ids=row.ids[: whole[-1][1]], spans=whole)]
         ledger.damaged += 1
         start, end = row.spans[0]
         ledger.answers_lost += len(row.spans) - 1
@@ -111,7 +116,7 @@ class Fitter:
             return []
         ledger.eos_lost += 1
         ledger.answers_cut += limit < end - 1
-        return [Row(row.ids[:limit], [(start, limit)])]
+        return [row._replace(ids=row.ids[:limit], spans=[(start, limit)])]
 
     def _split(self, rows: list[Row], messages: list[Message] | None, tools: Any) -> list[Row]:
         self.ledger.rows_split += 1
@@ -137,6 +142,31 @@ class Fitter:
                 chunks.append(longer)
             current = current + exchange
         return chunks
+
+
+def proposals(ledger: Ledger, config: Config, train_rows: int) -> list[str]:
+    """What the rows, before anything is cut, say about the length limit, the length of answers, and the epochs."""
+    found = []
+    limit, whole = config.max_seq_length, np.sort(np.array(ledger.whole))
+    over = int((whole > limit).sum())
+    if over and ledger.answers:
+        most = int(whole[math.ceil(0.99 * len(whole)) - 1])
+        told = f"max_seq_length={ledger.longest} would cut none" + (f", {most} one in a hundred" if most < ledger.longest else "")
+        found.append(f"{over:,} of {len(whole):,} rows are longer than max_seq_length={limit}: {told}")
+    long = int((np.array(ledger.answers) > config.max_new_tokens).sum())
+    if long:
+        enough = -(-max(ledger.answers) // 8) * 8
+        found.append(
+            f"{long:,} of {len(ledger.answers):,} answers are longer than max_new_tokens={config.max_new_tokens} tokens: {enough} would do"
+        )
+    steps = max(1, train_rows // config.effective_batch_size)
+    if config.max_steps <= 0 and (all_steps := round(steps * config.num_train_epochs)) < 50:
+        epochs = min(10, math.ceil(100 / steps))
+        if epochs > config.num_train_epochs:
+            found.append(
+                f"{train_rows:,} rows make {all_steps} optimizer steps, which is few: num_train_epochs={epochs} would make {epochs * steps}"
+            )
+    return found
 
 
 def _window(ids: list[int]) -> Row:

@@ -9,52 +9,14 @@ from typing import Any
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.masking import Row
-from mac_lora_helpers.data.problems import brief
+from mac_lora_helpers.data.problems import LINTS, brief
 from mac_lora_helpers.data.splitting import Splits
 from mac_lora_helpers.data.store import Example
 from mac_lora_helpers.data.template import ChatTemplate
 from mac_lora_helpers.data.tokenizer import added_tokens, stop_ids
 
-#: Name → (what it means, what to do).
-LINTS: dict[str, tuple[str, str]] = {
-    "no_eos_trained": (
-        "rows whose answers do not end with a token that stops generation: the model would never stop",
-        "set the tokenizer's eos_token (or generation_config.json's eos_token_id) to the token that ends a turn",
-    ),
-    "eos_doubled": ("rows with the end token twice in a row", "remove the end token from the data; the template writes it"),
-    "bos_doubled": ("rows that start with two BOS tokens", "remove the BOS from the data; the tokenizer or template writes it"),
-    "pad_is_eos": (
-        "the pad token is the EOS token; other collators would leave the EOS out of the loss",
-        "nothing here, labels are masked by position; elsewhere set a pad token of its own",
-    ),
-    "eos_appended": (
-        "rows whose template ends no turn; the EOS was added after the last answer so that the model learns to stop",
-        "nothing, or use a template that writes an end token after every answer",
-    ),
-    "template_missing": ("the tokenizer has no chat template", "nothing for plain text; chatting later needs a template"),
-    "template_unused": (
-        "the model answers through its chat template, but plain text rows do not use it",
-        "use messages instead of text to train how the model chats",
-    ),
-    "system_injected": ("rows without a system turn, for which the template writes its own", "nothing, or write a system turn"),
-    "thinking_lost": ("answers whose <think> part the template drops", "put it into reasoning_content, or remove it"),
-    "thinking_added": ("rows whose template writes text of its own before the answer; it is trained", "nothing; inference writes it too"),
-    "unknown_tokens": ("rows with characters that the tokenizer does not know", "remove them, or use a byte-level tokenizer"),
-    "trailing_space_in_prompt": ("rows with white space at the end of a user turn", "strip the prompts, and strip them at inference too"),
-    "special_token_in_text": (
-        "rows with a special token written out in a turn's text; it becomes the real token",
-        "remove it from the text unless it is meant",
-    ),
-    "turn_by_turn": (
-        "rows whose history renders or merges differently once it is history; each answer became a row of its own, after its exact prompt",
-        "nothing; fewer rows come of conversations with one answer, or answers without white space around them",
-    ),
-    "date_in_template": ("the template writes today's date into every prompt", "mind that later prompts differ in it"),
-    "prompt_in_train_and_test": (
-        "test rows whose prompt also stands in train, with another answer",
-        "look whether the test measures memory; remove one of the two",
-    ),
-}
+#: Marks of a chat that was rendered already, in the words of common templates.
+_CHAT_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<|user|>", "### Human:", "### Instruction:")
 
 
 @dataclass(frozen=True)
@@ -99,13 +61,10 @@ class LintCounter:
         texts = [message["content"] for message in messages] if messages else [example.text or ""]
         self.counts["special_token_in_text"] += any(self.special.search(text) for text in texts)
         if not messages:
+            self.counts["rendered_chat"] += any(mark in texts[0] for mark in _CHAT_MARKS)
             return
         self.counts["trailing_space_in_prompt"] += any(m["content"][-1:].isspace() for m in messages if m["role"] == "user")
         self.counts["system_injected"] += bool(self.injected) and messages[0]["role"] not in ("system", "developer")
-        if any("</think>" in m["content"] for m in messages if m["role"] == "assistant"):
-            kept = " ".join(self.tokenizer.decode(row.ids[start:end]) for row in rows for start, end in row.spans)
-            wanted = sum(m["content"].count("</think>") for m in messages if m["role"] == "assistant")
-            self.counts["thinking_lost"] += kept.count("</think>") < wanted
 
     def finish(self) -> list[Lint]:
         """All lints that apply, those about single rows first."""
@@ -123,10 +82,13 @@ class LintCounter:
             ("pad_is_eos", self.tokenizer.pad_token_id == self.tokenizer.eos_token_id),
             ("template_missing", template is None and not has),
             ("template_unused", template is None and has),
-            ("date_in_template", template is not None and "strftime_now" in template.text),
+            ("date_in_template", template is not None and bool(template.date or "strftime_now(" in template.text)),
+            ("argument_unused", template is not None and bool(template.unused)),
         ]
 
     def _lint(self, name: str, count: int) -> Lint:
         what, fix = LINTS[name]
         more = f": {brief(self.injected, 80)!r}" if name == "system_injected" else ""
+        if self.template and name in ("date_in_template", "argument_unused"):
+            more = f": {self.template.date or 'in a way of its own'}" if name[0] == "d" else f": {', '.join(self.template.unused)}"
         return Lint(name, count, what + more, fix)

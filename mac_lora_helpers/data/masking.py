@@ -11,17 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from mac_lora_helpers.data.conversation import Message
+from mac_lora_helpers.data.conversation import Message, is_greeting
 from mac_lora_helpers.data.problems import Fault
 from mac_lora_helpers.data.template import ChatTemplate, TemplateRefuses
 from mac_lora_helpers.data.tokenizer import added_tokens, backend
-
-
-class Row(NamedTuple):
-    """Token ids, and the half-open token spans of the answers with their end tokens."""
-
-    ids: list[int]
-    spans: list[tuple[int, int]]
 
 
 class Plan(NamedTuple):
@@ -29,6 +22,18 @@ class Plan(NamedTuple):
 
     text: str
     spans: list[tuple[int, int]]
+
+
+class Row(NamedTuple):
+    """Token ids, the half-open token spans of the answers with their end tokens, and the plan that they come from.
+
+    ``skipped``: the spans of answers that are marked as not trained.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    plan: Plan = Plan("", [])
+    skipped: tuple[tuple[int, int], ...] = ()
 
 
 class RowFault(Exception):
@@ -51,29 +56,22 @@ class Masker:
 
     def plans(self, conversations: Sequence[list[Message]], tools: Any = None) -> list[Plan | None]:
         """A plan for each conversation; None where the exact way is needed."""
-        template = self.template
         turns = [answer_turns(messages) for messages in conversations]
         cuts = [messages[:turn] for messages, found in zip(conversations, turns, strict=True) for turn in found]
-        if template.marked:
-            texts, marks = template.render_marked(conversations, tools)
-        else:
-            texts, marks = template.render(conversations, tools), [None] * len(conversations)
-        prompts = iter(template.render(cuts, tools, prompt=True))
+        texts = self.template.render(conversations, tools)
+        prompts = iter(self.template.render(cuts, tools, prompt=True))
         return [
-            self._plan(messages, tools, text, [next(prompts) for _ in found], spans)
-            for messages, text, found, spans in zip(conversations, texts, turns, marks, strict=True)
+            self._plan(messages, tools, text, found, [next(prompts) for _ in found])
+            for messages, text, found in zip(conversations, texts, turns, strict=True)
         ]
 
-    def _plan(self, messages: list[Message], tools: Any, text: str, prompts: list[str], marks: Any) -> Plan | None:
-        if marks is not None and len(marks) != len(prompts):
+    def _plan(self, messages: list[Message], tools: Any, text: str, turns: list[int], prompts: list[str]) -> Plan | None:
+        if not self.template.end and len(turns) > 1:  # nothing would end the earlier answers: a row each, with the EOS
             return None
         spans = []
-        for index, (turn, prompt) in enumerate(zip(answer_turns(messages), prompts, strict=True)):
+        for turn, prompt in zip(turns, prompts, strict=True):
             start = len(prompt)
-            if not text.startswith(prompt) or (marks and not self._starts_here(text, start, marks[index][0])):
-                return None
-            last = index == len(prompts) - 1
-            end = self._answer_end(messages, turn, tools, text, start, marks[index][1] if marks else 0, last)
+            end = self._answer_end(messages, turn, tools, text, start) if text.startswith(prompt) else -1
             if end < 0:
                 return None
             spans.append((start, end))
@@ -82,27 +80,17 @@ class Masker:
             text, spans[-1] = text[:end] + self.eos, (start, end + len(self.eos))
         return Plan(text, spans)
 
-    def _starts_here(self, text: str, start: int, mark: int) -> bool:
-        """Whether a generation mark stands at the end of the prompt, white space and the template's lead apart.
-
-        TRL's Qwen2.5 template, for one, marks the header's line break too; inference writes that itself.
-        """
-        between = text[min(start, mark) : max(start, mark)].strip()
-        return between in ("", self.template.lead.strip())
-
-    def _answer_end(self, messages: list[Message], turn: int, tools: Any, text: str, start: int, mark: int, last: bool) -> int:
-        """Where the answer's end token ends; -1 if the text is not what the stock template writes."""
-        template = self.template
-        content = messages[turn]["content"]
-        for begin in (start, start + len(template.lead)) if template.lead else (start,):
+    def _answer_end(self, messages: list[Message], turn: int, tools: Any, text: str, start: int) -> int:
+        """Where the answer's end token ends; -1 if the text is not what the template writes up to there."""
+        template, content, last = self.template, messages[turn]["content"], turn == len(messages) - 1
+        begin = start + len(template.lead)
+        if len(messages[turn]) == 2 and text.startswith(template.lead, start):
             for body in (content, content.strip()):
                 after = begin + len(body)
-                if text.startswith(body, begin) and text.startswith(template.tail, after) and "tool_calls" not in messages[turn]:
+                if text.startswith(body, begin) and text.startswith(template.tail, after):
                     return after + len(template.end) if not last or len(text) == after + len(template.tail) else -1
         upto = template.render([messages[: turn + 1]], tools)[0]
         if not text.startswith(upto) or (last and text != upto):
-            return -1
-        if mark and not len(upto.rstrip()) <= mark <= len(upto):
             return -1
         return start + len(self.trained_part(upto[start:]))
 
@@ -124,7 +112,7 @@ class Masker:
             if first is None or last is None or not self._clean(plan.text, encoding, ids, start, first):
                 return None
             spans.append((first, last + 1))
-        return Row(ids, spans)
+        return Row(ids, spans, plan)
 
     def _clean(self, text: str, encoding: Any, ids: list[int], start: int, first: int) -> bool:
         """Whether the prompt alone gives the same tokens up to ``first``.
@@ -144,8 +132,8 @@ class Masker:
         return ids[max(index, 0) : first] == self._headers[header]
 
     def exact(self, messages: list[Message], tools: Any = None) -> list[Row]:
-        """One row a turn; see ``exact_turn``."""
-        return [self.exact_turn(messages[: turn + 1], tools) for turn in answer_turns(messages)]
+        """One row for each turn that is trained; see ``exact_turn``."""
+        return [self.exact_turn(messages[: turn + 1], tools) for turn in answer_turns(messages) if is_trained(messages[turn])]
 
     def exact_turn(self, messages: list[Message], tools: Any) -> Row:
         """The last turn: the ids that inference has before it, then the answer.
@@ -156,25 +144,26 @@ class Masker:
         prompt = self.template.render([messages[:-1]], tools, prompt=True)[0]
         whole = self.template.render([messages], tools)[0]
         if not whole.startswith(prompt):
-            raise RowFault(
-                Fault(
-                    "template_changes_history",
-                    f"messages[{len(messages) - 1}]",
-                    "the template renders the prompt differently once answered",
-                )
-            )
+            what = "the template renders the prompt differently once answered"
+            raise RowFault(Fault("template_changes_history", f"messages[{len(messages) - 1}]", what))
         answer = self.trained_part(whole[len(prompt) :])
         answer += "" if self.template.end else self.eos
         before = self.rust.encode(prompt, add_special_tokens=False).ids
         joined = self.rust.encode(prompt + answer, add_special_tokens=False).ids
         if joined[: len(before)] != before:
             joined = before + self.rust.encode(answer, add_special_tokens=False).ids
-        return Row(joined, [(len(before), len(joined))])
+        plan = Plan(prompt + answer, [(len(prompt), len(prompt) + len(answer))])
+        return Row(joined, [(len(before), len(joined))], plan)
 
 
 def answer_turns(messages: list[Message]) -> list[int]:
-    """Indices of the assistant turns."""
-    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    """Indices of the assistant turns; a greeting that nobody asked for is none."""
+    return [index for index, m in enumerate(messages) if m["role"] == "assistant" and not is_greeting(messages, index)]
+
+
+def is_trained(message: Message) -> bool:
+    """Whether an answer is trained, as its mark says."""
+    return message.get("weight") != 0
 
 
 def _token_at(encoding: Any, text: str, start: int, end: int) -> int | None:
@@ -187,4 +176,4 @@ def _token_at(encoding: Any, text: str, start: int, end: int) -> int | None:
     return None
 
 
-__all__ = ["ChatTemplate", "Masker", "Plan", "Row", "RowFault", "TemplateRefuses", "answer_turns"]
+__all__ = ["ChatTemplate", "Masker", "Plan", "Row", "RowFault", "TemplateRefuses", "answer_turns", "is_trained"]

@@ -1,204 +1,255 @@
-"""Shapes of rows: which one a source has, and how each becomes messages or text."""
+"""Shapes of rows: how the fields of a row become messages or text."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.data.conversation import Faults, Message, check_order, read_messages, read_tools
-from mac_lora_helpers.data.problems import DataError, Fault, brief, file_error, listed
+from mac_lora_helpers.data.conversation import Message, check_order, from_json, read_messages, read_tools
+from mac_lora_helpers.data.problems import DataError, Fault, Faults, brief, file_error, listed, stops
+from mac_lora_helpers.data.store import Example
 
 Row = Mapping[str, Any]
-#: What a row became: messages (with tools, if any) or text.
-Parsed = tuple[list[Message] | None, str | None, list[dict[str, Any]] | None]
-
-#: ShareGPT's names → roles.
-_SPEAKERS = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant", "bard": "assistant",
-    "bing": "assistant", "model": "assistant", "system": "system", "tool": "tool", "observation": "tool", "function_response": "tool",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How rows are read: the shape's name, why it was chosen, its fields and the function that reads a row."""
-
-    name: str
-    reason: str
-    fields: tuple[str, ...]
-    parse: Callable[[Row, Faults], Parsed]
+#: Names of the fields that people use, in any case, the most telling first.
+_LISTS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat", "turns")
+_QUESTIONS = ("prompt", "instruction", "question", "query", "user", "human", "problem", "input", "inputs", "source")
+_ANSWERS = ("completion", "output", "response", "answer", "assistant", "gpt", "bot", "reply", "solution", "target", "targets")
+_EXTRA = ("input", "context")
+_SYSTEM = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "functions")
+_HH = re.compile(r"\n\n(Human|Assistant): ?")
+#: Shapes that are read alike.
+_FAMILY = {"conversations": "messages", "alpaca": "pair", "prompt_completion": "pair"}
+_KNOWN = "messages, conversations, prompt + completion, instruction + output, question + answer, text"
 
 
-def detect(rows: list[Row], config: Config, where: str) -> Shape:
-    """The shape of the first rows, or the one that the parameters ask for.
+class Reader:
+    """Reads rows of one source, each by its own fields; keeps what was recognized and what was not used.
+
+    Attributes:
+        name: the shape of most of the first rows. reason: why.
+        recognized: how rows were read → how many. ignored: field → rows in which it was not used.
 
     Raises:
-        DataError: no known shape; names the fields that are there.
+        DataError: no known shape in the first rows, or a column that is mapped and is not there.
     """
-    if config.data_shape != "auto":
-        return _shape(config.data_shape, config, f"{config.data_shape}, as the parameter data_shape says")
-    votes = Counter(name for row in rows if (name := shape_of(row, config)))
-    if not votes:
-        fields = Counter(key for row in rows for key in row)
-        known = "messages, text, prompt + completion, conversations (from/value), instruction + output"
-        raise _unknown_shape(where, f"no known shape: the fields are {listed(fields) or 'none'}; known are {known}")
-    name, count = votes.most_common(1)[0]
-    fields = _shape(name, config, "").fields
-    return _shape(name, config, f"{name}: {count} of the first {len(rows)} rows have the field{'s' * (len(fields) > 1)} {listed(fields)}")
+
+    def __init__(self, rows: list[Row], config: Config, where: str) -> None:
+        self.config, self.columns = config, column_map(config)
+        self.recognized: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
+        if missing := [name for name in self.columns.values() if not any(name in row for row in rows)]:
+            fields = listed(dict.fromkeys(key for row in rows for key in row))
+            raise file_error("unknown_column", where, f"no column {listed(missing)}; the columns are {fields}")
+        votes = Counter(shape for row in rows if (shape := self.shape_of(self._renamed(row))[0]))
+        if config.data_shape != "auto":
+            self.name, self.reason = config.data_shape, f"{config.data_shape}, as the parameter data_shape says"
+            return
+        if not votes:
+            raise _unknown(where, rows)
+        self.name, count = votes.most_common(1)[0]
+        if self.name == "preference" and config.use_answer != "chosen":
+            raise file_error(
+                "preference", where, "preference data: a chosen and a rejected answer in each row, and one of them can be trained"
+            )
+        self.reason = f"{self.name}: {count} of the first {len(rows)} rows"
+
+    def _renamed(self, row: Row) -> Row:
+        if not self.columns:
+            return row
+        taken = set(self.columns.values())
+        return {**{key: value for key, value in row.items() if key not in taken}, **{to: row.get(key) for to, key in self.columns.items()}}
+
+    def shape_of(self, row: Row) -> tuple[str, tuple[str, ...]]:
+        """(the row's shape by its fields, those fields), or the one that ``data_shape`` asks for; ("", ()) if it has none."""
+        asked = _FAMILY.get(self.config.data_shape, self.config.data_shape)
+        return next((found for found in self._shapes(row) if asked in ("auto", _FAMILY.get(found[0], found[0]))), ("", ()))
+
+    def _shapes(self, row: Row) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """All shapes that the row's fields allow, the most telling first; a field that the caller named comes before others."""
+        config, lower = self.config, {key.lower().strip(): key for key in row if isinstance(key, str) and row[key] is not None}
+        if config.text_field and isinstance(row.get(config.text_field), str):
+            yield "text", (config.text_field,)
+        lists = [config.messages_field, *_LISTS] if config.messages_field else ["conversations"]
+        for key in dict.fromkeys(name if row.get(name) is not None else lower.get(name, "") for name in lists):
+            if key and (key in (config.messages_field, "messages", "conversations") or isinstance(from_json(row[key]), list)):
+                first = row[key][0] if isinstance(row[key], list) and row[key] else None
+                yield ("conversations" if isinstance(first, dict) and "from" in first else "messages"), (key,)
+        if "chosen" in lower and "rejected" in lower:
+            question = next((lower[name] for name in _QUESTIONS if name in lower), "")
+            yield "preference", (*filter(None, [question]), lower["chosen"])
+        question, answer = (next((lower[name] for name in names if name in lower), "") for names in (_QUESTIONS, _ANSWERS))
+        if question and answer:
+            extra = next((lower[name] for name in _EXTRA if name in lower and lower[name] != question), "")
+            fields = (question, answer, *([extra] if extra and question.lower() in ("instruction", "question") else []))
+            yield ("alpaca" if question.lower() == "instruction" else "prompt_completion"), fields
+        if not config.text_field and isinstance(row.get("text"), str):
+            yield "text", ("text",)
+
+    def parse(self, row: Row, faults: Faults) -> Example | None:
+        """The row in its final form; None after adding what is wrong with it."""
+        row = self._renamed(row)
+        shape, fields = self.shape_of(row)
+        if not shape or (shape == "text") != (self.name == "text"):
+            self._misfit(row, faults)
+            return None
+        used, unused, before = set(fields), set(), len(faults)
+        if shape == "text":
+            text = _string(row[fields[0]], fields[0], faults)
+            example = Example(text=text)
+        else:
+            system, tools = _beside(row, _SYSTEM), _beside(row, _TOOLS)
+            used |= {system, tools} - {""}
+            messages = self._messages(row, shape, fields, faults, unused, used)
+            if stops(faults[before:]):
+                return None
+            if system and isinstance(row[system], str) and row[system].strip():
+                if messages[0]["role"] in ("system", "developer"):
+                    unused |= {system} if row[system].strip() != str(messages[0]["content"]).strip() else set()
+                else:
+                    messages.insert(0, {"role": "system", "content": row[system]})
+            check_order(messages, fields[0], faults)
+            example = Example(messages, tools=read_tools(row[tools], faults) if tools else None)
+        if stops(faults[before:]):
+            return None
+        self._count(row, shape, fields, used, unused)
+        return example
+
+    def _messages(self, row: Row, shape: str, fields: tuple[str, ...], faults: Faults, unused: set[str], used: set[str]) -> list[Message]:
+        if shape in ("messages", "conversations"):
+            return read_messages(row[fields[0]], fields[0], faults, unused)
+        if shape == "preference":
+            used.add("rejected")
+            if self.config.use_answer != "chosen":
+                faults.append(Fault("preference", "chosen", "a chosen and a rejected answer"))
+                return []
+            return _preference(row, fields, faults, unused)
+        question, answer = from_json_list(row[fields[0]]), from_json_list(row[fields[1]])
+        if isinstance(row.get("label"), bool):
+            used.add("label")
+            if not row["label"]:
+                faults.append(Fault("marked_bad", "label", "the answer is marked as bad (label: false)"))
+        if isinstance(question, list) or (isinstance(answer, list) and answer and isinstance(answer[0], dict)):
+            turns = (question if isinstance(question, list) else _turn("user", question)) + (
+                answer if isinstance(answer, list) else _turn("assistant", answer)
+            )
+            return read_messages(turns, f"{fields[0]}+{fields[1]}", faults, unused)
+        if shape == "alpaca" or "history" in row:
+            used.add("history")
+        extra = row[fields[2]] if len(fields) > 2 else ""
+        messages = _history(row.get("history"), faults) + _turn("user", _string(question, fields[0], faults, numbers=True))
+        messages += _turn("assistant", _string(answer, fields[1], faults, numbers=True))
+        if isinstance(extra, str) and extra.strip():
+            messages[-2]["content"] += f"\n\n{extra}"
+        elif not isinstance(extra, str):
+            faults.append(Fault("non_string_content", fields[2], f"not text: {brief(extra)}"))
+        return messages
+
+    def _misfit(self, row: Row, faults: Faults) -> None:
+        """Why a row is not of a known shape, or not of the kind that most rows are."""
+        wanted = {
+            "text": (self.config.text_field or "text",),
+            "prompt_completion": ("prompt", "completion"),
+            "alpaca": ("instruction", "output"),
+        }
+        names = wanted.get(self.name, (self.config.messages_field or "messages",))
+        here = [name for name in (*names, *_LISTS, *_QUESTIONS, *_ANSWERS) if name in row]
+        if empty := [name for name in here if row[name] is None]:
+            faults.append(Fault("missing_field", empty[0], f"the field {empty[0]} is empty"))
+        elif self.name == "text" and here and here[0] == names[0]:
+            faults.append(Fault("non_string_content", here[0], f"not text: {brief(row[here[0]])}"))
+        else:
+            what = f"the row has no {' and no '.join(name for name in names if name not in row) or 'such shape'}"
+            faults.append(Fault("mixed_shapes", "", f"{what}; its fields are {listed(row) or 'none'}"))
+
+    def _count(self, row: Row, shape: str, fields: tuple[str, ...], used: set[str], unused: set[str]) -> None:
+        if shape in ("prompt_completion", "alpaca"):
+            how = f"{' + '.join((fields[0], *fields[2:]))} → {fields[1]}"
+        else:
+            how = f"{fields[-1]} (from, value)" if shape == "conversations" else fields[0] if shape != "preference" else "the chosen answer"
+        back = self.columns
+        self.recognized[" ".join(f"{word} ({back[word]})" if word in back else word for word in how.split(" "))] += 1
+        if len(row) > len(used):
+            unused |= {key for key in row if key not in used and row[key] not in (None, "", [], {})}
+        if unused and len(self.ignored) < 200:
+            self.ignored.update(unused)
 
 
-def _unknown_shape(where: str, what: str) -> DataError:
-    return file_error("unknown_shape", where, what)
+def column_map(config: Config) -> dict[str, str]:
+    """``columns`` as {the suite's name: the file's column}.
+
+    Raises:
+        DataError: it is not written as names with values.
+    """
+    pairs = [part.partition("=") for part in config.columns.split(",") if part.strip()]
+    if bad := [key for key, sign, value in pairs if not sign or not key.strip() or not value.strip()]:
+        raise file_error("unknown_column", f"parameter columns={config.columns}", f"not a pair of names: {listed(bad)}")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def shape_of(row: Row, config: Config) -> str:
-    """Name of the row's shape by its fields, empty if it has none; a field the caller named comes first."""
-    text, messages = config.text_field, config.messages_field
-    if text and isinstance(row.get(text), str):
-        return "text"
-    if messages and row.get(messages) is not None:
-        return "conversations" if _has_from(row[messages]) else "messages"
-    if row.get("conversations") is not None:
-        return "conversations" if _has_from(row["conversations"]) else "messages"
-    if row.get("prompt") is not None and row.get("completion") is not None:
-        return "prompt_completion"
-    if row.get("instruction") is not None and row.get("output") is not None:
-        return "alpaca"
-    return "text" if not text and isinstance(row.get("text"), str) else ""
+def _unknown(where: str, rows: list[Row]) -> DataError:
+    fields = Counter(key for row in rows for key in row)
+    tree = {"parent_id", "message_id"} <= set(fields)
+    more = "; the rows are single messages of a tree, not conversations" if tree else ""
+    return file_error("unknown_shape", where, f"no known shape: the fields are {listed(fields) or 'none'}{more}; known are {_KNOWN}")
 
 
-def _has_from(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "from" in value[0]
+def _beside(row: Row, names: tuple[str, ...]) -> str:
+    return next((name for name in names if row.get(name)), "")
 
 
-def _shape(name: str, config: Config, reason: str) -> Shape:
-    messages = config.messages_field or "messages"
-    if name == "text":
-        text = config.text_field or "text"
-        return Shape(name, reason, (text,), lambda row, faults: (None, _text(row, text, faults), None))
-    if name == "messages":
-        return Shape(name, reason, (messages,), lambda row, faults: _messages(row, messages, faults))
-    if name == "conversations":
-        given = config.asked("messages_field") and config.messages_field
-        turns = messages if given and messages != "messages" else "conversations"
-        return Shape(name, reason, (turns,), lambda row, faults: _conversations(row, turns, messages, faults))
-    if name == "prompt_completion":
-        return Shape(name, reason, ("prompt", "completion"), _prompt_completion)
-    return Shape(name, reason, ("instruction", "output"), _alpaca)
+def _turn(role: str, content: Any) -> list[Message]:
+    return [{"role": role, "content": content}]
 
 
-def _missing(row: Row, field: str, config_fields: Faults) -> bool:
-    if row.get(field) is None:
-        kind = "missing_field" if field in row else "mixed_shapes"
-        what = f"the field {field} is empty" if field in row else f"the row has no field {field}; its fields are {listed(row) or 'none'}"
-        config_fields.append(Fault(kind, field, what))
-        return True
-    return False
-
-
-def _text(row: Row, field: str, faults: Faults) -> str | None:
-    if _missing(row, field, faults):
-        return None
-    return _string(row[field], field, faults)
-
-
-def _string(value: Any, field: str, faults: Faults, empty: bool = False) -> str:
+def _string(value: Any, field: str, faults: Faults, numbers: bool = False) -> str:
+    if numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
+        faults.append(Fault("numbers_as_text", field, f"the number {value} was written as text"))
+        return str(value)
     if not isinstance(value, str):
         faults.append(Fault("non_string_content", field, f"not text: {brief(value)}"))
         return ""
-    if not empty and not value.strip():
+    if not value.strip():
         faults.append(Fault("empty_content", field, "the text is empty"))
     return value
 
 
-def _messages(row: Row, field: str, faults: Faults) -> Parsed:
-    if row.get(field) is None and row.get("conversations") is not None:
-        field = "conversations"
-    if _missing(row, field, faults):
-        return None, None, None
-    return read_messages(row[field], field, faults), None, read_tools(row.get("tools"), faults)
+def from_json_list(value: Any) -> Any:
+    """A list of messages that stands in a text field, parsed; a text that merely looks like JSON stays a text."""
+    found = from_json(value)
+    return found if isinstance(found, list) and found and isinstance(found[0], dict) and {"role", "from"} & set(found[0]) else value
 
 
-def _conversations(row: Row, field: str, other: str, faults: Faults) -> Parsed:
-    field = field if row.get(field) is not None or row.get(other) is None else other
-    if _missing(row, field, faults):
-        return None, None, None
-    turns = row[field]
-    if isinstance(turns, list):
-        turns = [_turn(item, f"{field}[{index}]", faults) for index, item in enumerate(turns)]
-        system = row.get("system")
-        if isinstance(system, str) and system.strip() and turns and turns[0].get("role") != "system":
-            turns.insert(0, {"role": "system", "content": system})
-    if any(fault.kind in ("not_a_message", "unknown_role", "missing_role", "bad_tool_call") for fault in faults):
-        return None, None, None
-    return read_messages(turns, field, faults), None, read_tools(row.get("tools"), faults)
-
-
-def _turn(item: Any, field: str, faults: Faults) -> Message:
-    """A ShareGPT turn as a message."""
-    if not isinstance(item, dict):
-        faults.append(Fault("not_a_message", field, f"not a turn: {brief(item)}"))
-        return {}
-    speaker, value = item.get("from", item.get("role")), item.get("value", item.get("content"))
-    if speaker is None:
-        faults.append(Fault("missing_role", f"{field}.from", "the turn does not say who speaks"))
-    elif speaker == "function_call":
-        return {"role": "assistant", "content": "", "tool_calls": value}
-    elif not isinstance(speaker, str) or speaker not in _SPEAKERS:
-        faults.append(Fault("unknown_role", f"{field}.from", f"unknown speaker {brief(speaker)!r}"))
-    else:
-        return {"role": _SPEAKERS[speaker], "content": value}
-    return {}
-
-
-def _prompt_completion(row: Row, faults: Faults) -> Parsed:
-    """Strings become a question and an answer; lists of messages are joined."""
-    if any([_missing(row, field, faults) for field in ("prompt", "completion")]):
-        return None, None, None
-    prompt, completion = row["prompt"], row["completion"]
-    tools = read_tools(row.get("tools"), faults)
-    if isinstance(prompt, list) and isinstance(completion, list):
-        own: Faults = []
-        messages = read_messages(prompt + completion, "prompt+completion", own)
-        if completion and not any(isinstance(m, dict) and m.get("role") == "assistant" for m in completion):
-            own.append(Fault("no_assistant", "completion", "no assistant turn in the completion"))
-        faults.extend(own)
-        return messages, None, tools
-    return _pair(row.get("system"), ("prompt", prompt), ("completion", completion), faults), None, tools
-
-
-def _pair(system: Any, question: tuple[str, Any], answer: tuple[str, Any], faults: Faults) -> list[Message]:
-    messages = [
-        {"role": "user", "content": _string(question[1], question[0], faults)},
-        {"role": "assistant", "content": _string(answer[1], answer[0], faults)},
-    ]
-    if isinstance(system, str) and system.strip():
-        messages.insert(0, {"role": "system", "content": system})
+def _history(raw: Any, faults: Faults) -> list[Message]:
+    """Earlier pairs of question and answer."""
+    pairs = from_json(raw) or []
+    if not isinstance(pairs, list):
+        faults.append(Fault("bad_history", "history", f"not a list of questions with answers: {brief(raw)}"))
+        return []
+    messages: list[Message] = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            faults.append(Fault("bad_history", f"history[{index}]", f"not a question and its answer: {brief(pair)}"))
+            continue
+        for part, role in enumerate(("user", "assistant")):
+            messages += _turn(role, _string(pair[part], f"history[{index}][{part}]", faults))
     return messages
 
 
-def _alpaca(row: Row, faults: Faults) -> Parsed:
-    """instruction, and input below it if there is one → user; output → assistant; history comes before."""
-    if any([_missing(row, field, faults) for field in ("instruction", "output")]):
-        return None, None, None
-    question, extra = row["instruction"], row.get("input")
-    if isinstance(extra, str) and extra.strip() and isinstance(question, str):
-        question = f"{question}\n\n{extra}"
-    elif extra is not None and not isinstance(extra, str):
-        faults.append(Fault("non_string_content", "input", f"not text: {brief(extra)}"))
-    messages = _pair(row.get("system"), ("instruction", question), ("output", row["output"]), faults)
-    earlier = row.get("history") or []
-    earlier = json.loads(earlier) if isinstance(earlier, str) and earlier.lstrip()[:1] == "[" else earlier
-    for index, pair in enumerate(earlier if isinstance(earlier, list) else []):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            faults.append(Fault("not_a_message", f"history[{index}]", f"not a question and its answer: {brief(pair)}"))
-            continue
-        turns = _pair(None, (f"history[{index}][0]", pair[0]), (f"history[{index}][1]", pair[1]), faults)
-        messages[-2:-2] = turns
-    if not faults:
-        check_order(messages, "history", faults)
-    return messages, None, None
+def _preference(row: Row, fields: tuple[str, ...], faults: Faults, unused: set[str]) -> list[Message]:
+    """Prompt and chosen answer; ``chosen`` may hold the whole conversation, as messages or as marked text."""
+    chosen = from_json_list(row[fields[-1]])
+    prompt = from_json_list(row[fields[0]]) if len(fields) > 1 else None
+    if isinstance(chosen, str) and prompt is None:
+        pieces = _HH.split(chosen)
+        roles = {"Human": "user", "Assistant": "assistant"}
+        chosen = [{"role": roles[who], "content": text.strip()} for who, text in zip(pieces[1::2], pieces[2::2], strict=True)] or chosen
+    if isinstance(chosen, list):
+        whole = any(isinstance(item, dict) and item.get("role", item.get("from")) in ("user", "human") for item in chosen)
+        before = [] if whole or prompt is None else prompt if isinstance(prompt, list) else _turn("user", prompt)
+        return read_messages(before + chosen, "prompt+chosen", faults, unused)
+    before = prompt if isinstance(prompt, list) else _turn("user", prompt)
+    return read_messages(before + _turn("assistant", chosen), "prompt+chosen", faults, unused)

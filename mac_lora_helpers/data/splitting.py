@@ -9,10 +9,9 @@ import numpy as np
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.problems import file_error
+from mac_lora_helpers.data.sources import SPLITS as NAMES
 from mac_lora_helpers.data.store import Examples
 from mac_lora_helpers.data.validation import Found
-
-NAMES = ("train", "valid", "test")
 
 
 class Splits(dict[str, Examples]):
@@ -36,13 +35,32 @@ def split(found: Found, config: Config) -> Splits:
     store = found.rows.store
     keys = store.keys
     if found.split_of is not None:
-        which, notes = found.split_of, []
+        which, notes = _complete(found.split_of, keys, config, found)
     else:
         which, notes = _deal(keys, config, found)
+    notes = found.source.notes + notes
     parts = {name: Examples(store, np.flatnonzero(which == index)) for index, name in enumerate(NAMES)}
     # By sorting: these are hashes, for which NumPy's other way has no use (and with 2.0's bug, no answer).
     shared = np.isin(store.prompt_keys[parts["test"].indices], store.prompt_keys[parts["train"].indices], kind="sort")
     return Splits(parts, notes, found.shape, int(shared.sum()))
+
+
+def _complete(which: np.ndarray, keys: np.ndarray, config: Config, found: Found) -> tuple[np.ndarray, list[str]]:
+    """Splits that the source brings; a test or valid split that it lacks is dealt from its train rows."""
+    missing = [name for name in NAMES if not (which == NAMES.index(name)).any()]
+    if "train" in missing:
+        raise file_error("no_rows", found.source.name, "the train split has no usable row")
+    if not missing or (missing == ["valid"] and not config.valid_share):
+        return which, []
+    train = np.flatnonzero(which == NAMES.index("train"))
+    if missing == ["valid"] and len(np.unique(keys[train])) < 10:
+        return which, ["valid is empty: too few train rows to keep some back for the loss during training"]
+    dealt, _ = _deal(keys[train], config, found)
+    taken = np.isin(dealt, [NAMES.index(name) for name in missing])
+    which = which.copy()
+    which[train[taken]] = dealt[taken]
+    counts = ", ".join(f"{name} ({int((which == NAMES.index(name)).sum()):,} rows)" for name in missing)
+    return which, [f"the data bring no {' and no '.join(missing)} split; dealt from the train rows: {counts}"]
 
 
 def _deal(keys: np.ndarray, config: Config, found: Found) -> tuple[np.ndarray, list[str]]:

@@ -1,20 +1,22 @@
-"""Accepted rows on disk: JSON lines in a temporary file, read back one at a time."""
+"""Accepted rows in their final form: JSON lines with their places in a ``datasets.Dataset`` that lies on disk."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
 import weakref
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+
+#: Rows that are read or written together.
+BATCH = 256
+_PREFIX = "mac-lora-data-"
 
 
 @dataclass(frozen=True)
@@ -45,77 +47,79 @@ class Example:
 
 
 def scratch_folder(owner: object) -> Path:
-    """A temporary folder that goes when ``owner`` does."""
-    folder = tempfile.mkdtemp(prefix="mac-lora-data-")
+    """A temporary folder that goes when ``owner`` does; those of processes that were killed go now."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        if (pid := left.name.removeprefix(_PREFIX).split("-")[0]).isdigit() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
     weakref.finalize(owner, shutil.rmtree, folder, True)
     return Path(folder)
 
 
-def _let_go(file: BinaryIO) -> None:
-    with contextlib.suppress(OSError):  # on a full disk the last rows cannot be flushed; that was told where it happened
-        file.close()
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 class RowStore:
-    """Rows appended to a temporary file, with the place each came from.
+    """Rows appended to an Arrow file, each with its place and the hashes of its content and of its prompt.
 
     Args:
         place: (part, number) → the place for people.
     """
 
     def __init__(self, place: Callable[[int, int], str]) -> None:
+        import pyarrow as pa
+
         self.folder = scratch_folder(self)
-        self._file = (self.folder / "rows.jsonl").open("w+b")
-        weakref.finalize(self, _let_go, self._file)
-        self._offsets = array("Q", [0])
-        self._places = array("L")
-        self._keys = array("Q")
-        self._prompts = array("Q")
-        self._place = place
+        self.place, self.rows = place, None
+        types = {"line": pa.large_binary(), "part": pa.int32(), "number": pa.int64(), "key": pa.uint64(), "prompt_key": pa.uint64()}
+        self._schema = pa.schema(list(types.items()))
+        self._writer = pa.ipc.new_stream(str(self.folder / "rows.arrow"), self._schema)
+        self._waiting: list[tuple[bytes, int, int, int, int]] = []
+        self._count = 0
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return self._count
 
     def add(self, line: bytes, part: int, number: int, key: int, prompt_key: int) -> None:
         """Appends a row: its JSON line, its place, the hashes of its content and of its prompt."""
-        self._file.write(line)
-        self._offsets.append(self._offsets[-1] + len(line))
-        self._places.append(part << 40 | number)
-        self._keys.append(key)
-        self._prompts.append(prompt_key)
+        self._waiting.append((line, part, number, key, prompt_key))
+        self._count += 1
+        if len(self._waiting) == BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        columns = [pa.array(list(column), field.type) for column, field in zip(zip(*self._waiting, strict=True), self._schema, strict=True)]
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+        self._waiting = []
 
     def close(self) -> RowStore:
-        """No more rows; returns itself."""
-        self._file.flush()
+        """No more rows; returns itself, with ``rows``, the ``datasets.Dataset`` of them."""
+        from datasets import Dataset
+
+        if self._waiting:
+            self._flush()
+        self._writer.close()
+        self.rows = Dataset.from_file(str(self.folder / "rows.arrow")).with_format("arrow")
         return self
 
     @property
     def keys(self) -> np.ndarray:
         """Hash of each row's content, uint64."""
-        return np.array(self._keys, dtype=np.uint64)
+        return self.rows.data.column("key").to_numpy()
 
     @property
     def prompt_keys(self) -> np.ndarray:
         """Hash of everything before each row's last answer, uint64."""
-        return np.array(self._prompts, dtype=np.uint64)
-
-    def where(self, index: int) -> str:
-        """The place that row ``index`` came from."""
-        packed = self._places[index]
-        return self._place(packed >> 40, packed & ((1 << 40) - 1))
-
-    def line(self, index: int) -> bytes:
-        """Row ``index`` as its JSON line."""
-        start, end = self._offsets[index], self._offsets[index + 1]
-        return os.pread(self._file.fileno(), end - start, start)
-
-    def example(self, index: int) -> Example:
-        """Row ``index``."""
-        return self.parse(self.line(index), index)
-
-    def parse(self, line: bytes, index: int) -> Example:
-        """A line of this store as a row."""
-        return Example(**json.loads(line), where=self.where(index))
+        return self.rows.data.column("prompt_key").to_numpy()
 
 
 class Examples(Sequence[Example]):
@@ -130,20 +134,24 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return Examples(self.store, self.indices[index])
-        return self.store.example(int(self.indices[index]))
+        return next(iter(Examples(self.store, self.indices[index : index + 1 or None])))
 
     def __iter__(self) -> Iterator[Example]:
-        return (self.store.example(index) for index in self.indices.tolist())
+        return (example for _, example in self.with_lines())
 
     def lines(self) -> Iterator[bytes]:
         """The rows as JSON lines."""
-        return (self.store.line(index) for index in self.indices.tolist())
+        return (row[0] for row in self._rows())
 
     def with_lines(self) -> Iterator[tuple[bytes, Example]]:
         """Each row as its JSON line, and parsed."""
-        for index in self.indices.tolist():
-            line = self.store.line(index)
-            yield line, self.store.parse(line, index)
+        for line, part, number in self._rows():
+            yield line, Example(**json.loads(line), where=self.store.place(part, number))
+
+    def _rows(self) -> Iterator[tuple[bytes, int, int]]:
+        for start in range(0, len(self.indices), BATCH):
+            table = self.store.rows[self.indices[start : start + BATCH].tolist()]
+            yield from zip(*(table.column(name).to_pylist() for name in ("line", "part", "number")), strict=True)
 
     def __repr__(self) -> str:
         return f"Examples({len(self)} rows)"

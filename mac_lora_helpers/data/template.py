@@ -1,26 +1,35 @@
-"""The chat template: conversations rendered as inference renders them, and where the answers stand.
+"""The chat template: conversations rendered as inference renders them.
 
-Masks come from generation markers (the template's own, or TRL's training template for a known
-family) or from prefix rendering; either way each answer must start exactly where the inference
-prompt of its turn ends, and each row is checked for it.
+Every answer must start exactly where the inference prompt of its turn ends; templates for which that
+cannot be are refused. A date that a template writes is pinned, so that equal rows give equal tokens
+on any day.
 """
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import importlib.util
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.data.conversation import Message
 from mac_lora_helpers.data.problems import brief
-from mac_lora_helpers.data.tokenizer import added_tokens
+from mac_lora_helpers.data.tokenizer import added_tokens, backend
 from mac_lora_helpers.errors import InputError
 
-_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _QUESTION, _ANSWER, _SYSTEM = "Question5127", "Answer7319", "System2846"
+#: The date that templates write: the one that Llama 3's own template falls back to.
+PINNED_DATE = "2024-07-26"
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+#: Seconds that one rendering of some conversations may take, and characters that it may write for each character of input.
+_SECONDS, _GROWTH = 60, 200
 
 
 class TemplateRefuses(Exception):
@@ -28,11 +37,11 @@ class TemplateRefuses(Exception):
 
 
 class ChatTemplate:
-    """One chat template of a tokenizer.
+    """One chat template of a tokenizer, with the arguments that ``load_tokenizer`` gave it.
 
     Attributes:
-        name: the family's name if TRL knows it, else 'own'.
-        masking: 'generation markers', 'TRL training template' or 'prefix rendering'.
+        text: the template, its date pinned. name: the family's name if TRL knows it, else 'own'.
+        date: the pinned date, empty if it writes none. unused: arguments that the template never mentions.
         end: what ends a turn, such as ``<|im_end|>``; empty if the template writes no token there.
         tail: everything the template writes after an answer's text.
         lead: what it writes between the inference prompt and the answer (empty thinking tags).
@@ -42,37 +51,42 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, tools: bool = False) -> None:
-        self.text = template_text(tokenizer, tools)
+        own = template_text(tokenizer, tools)
+        self.arguments = dict(getattr(tokenizer, "chat_template_arguments", {}))
+        self.unused = [name for name in self.arguments if name not in own and name != "today"]
+        self.text, self.date = _pinned(own, self.arguments)
         self.specials = tokenizer.special_tokens_map
-        self.name, self.marked = _family(self.text)
-        markers = _MARKER.search(self.text) is not None
-        self.masking = "generation markers" if markers else "TRL training template" if self.marked else "prefix rendering"
-        self.marked = self.text if markers else self.marked
+        self.name = _families().get(own, "own")
         self.lead, self.tail = self._probe()
         self.end = self._end_marker(added_tokens(tokenizer).values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the template, and of its arguments if it has any."""
+        given = repr(sorted(self.arguments.items())) if self.arguments else ""
+        return hashlib.sha256((self.text + given).encode()).hexdigest()
 
     def render(self, conversations: Sequence[list[Message]], tools: Any = None, prompt: bool = False) -> list[str]:
         """The conversations as text; ``prompt`` adds what precedes the next answer.
 
         Raises:
-            TemplateRefuses: the template raised.
+            TemplateRefuses: the template raised, or takes too long, or writes too much.
         """
-        return self._render(self.text, conversations, tools, prompt, False)[0]
-
-    def render_marked(self, conversations: Sequence[list[Message]], tools: Any = None) -> tuple[list[str], list[list[tuple[int, int]]]]:
-        """The conversations through the marked template, with the character spans of the answers."""
-        return self._render(self.marked, conversations, tools, False, True)
-
-    def _render(self, text: str, conversations: Any, tools: Any, prompt: bool, marks: bool) -> tuple[list[str], list[Any]]:
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            return render_jinja_template(
-                conversations, tools, None, text, return_assistant_tokens_mask=marks, add_generation_prompt=prompt, **self.specials
-            )
-        except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise TemplateRefuses(brief(error, 200)) from None
+            with _within(_SECONDS):
+                texts = render_jinja_template(
+                    conversations, tools, None, self.text, add_generation_prompt=prompt, **self.specials, **self.arguments
+                )[0]
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, TimeoutError) as error:
+            raise TemplateRefuses(brief(error, 200) or type(error).__name__) from None
+        if sum(map(len, texts)) > 100_000 and sum(map(len, texts)) > _GROWTH * len(str((conversations, tools))) + len(self.text) * len(
+            texts
+        ):
+            raise TemplateRefuses(f"it writes {sum(map(len, texts)):,} characters")
+        return texts
 
     def _probe(self) -> tuple[str, str]:
         """Lead and tail of an answer, from a conversation with known texts."""
@@ -105,7 +119,7 @@ class ChatTemplate:
         except TemplateRefuses:
             return ""
         head, other = without.split(_QUESTION)[0], with_system.split(_QUESTION)[0]
-        if _SYSTEM not in other:
+        if other.count(_SYSTEM) != 1:
             return ""
         before, after = other.split(_SYSTEM)
         if not head.startswith(before) or after not in head[len(before) :]:
@@ -129,6 +143,37 @@ def template_text(tokenizer: Any, tools: bool = False) -> str:
         ) from None
 
 
+def _pinned(text: str, arguments: dict[str, Any]) -> tuple[str, str]:
+    """The template with its clock standing still, and the date that it then writes (``today`` among the arguments sets it)."""
+    today = str(arguments.get("today", PINNED_DATE))
+    try:
+        date = datetime.datetime.fromisoformat(today)
+    except ValueError:
+        where, fix = "parameter chat_template_kwargs", 'write it as {"today": "2026-01-31"}'
+        raise InputError(f"today={brief(today)} is not a date", where=where, fix=fix) from None
+    pinned = _CLOCK.sub(lambda call: f"'{date.strftime(call[2])}'", text)
+    return pinned, today if pinned != text else ""
+
+
+@contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    """A limit on the time that Python code may take; only a process's main thread can keep one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it does not come to an end in {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _useless(why: str) -> InputError:
     return InputError(
         f"the chat template cannot be used to train on answers: {why}",
@@ -138,21 +183,12 @@ def _useless(why: str) -> InputError:
 
 
 @lru_cache
-def _families() -> dict[str, tuple[str, str]]:
-    """Stock template → (family, TRL's training template), read from TRL's files without importing TRL."""
+def _families() -> dict[str, str]:
+    """Stock template → family, read from TRL's files without importing TRL."""
     spec = importlib.util.find_spec("trl")
     folder = Path(spec.origin).parent / "chat_templates" if spec and spec.origin else Path("/nonexistent")
-    found = {}
-    for path in sorted(folder.glob("*.jinja")):
-        training = path.with_name(f"{path.stem}_training.jinja")
-        marked = training.read_text(encoding="utf-8") if training.exists() else ""
-        if not path.stem.endswith("_training"):
-            found[path.read_text(encoding="utf-8")] = (path.stem, marked)
-    return found
-
-
-def _family(text: str) -> tuple[str, str]:
-    return _families().get(text, ("own", ""))
+    files = (path for path in sorted(folder.glob("*.jinja")) if not path.stem.endswith("_training"))
+    return {path.read_text(encoding="utf-8"): path.stem for path in files}
 
 
 def render_prompt(tokenizer: Any, messages: list[Message], tools: Any = None) -> list[int]:
@@ -161,11 +197,8 @@ def render_prompt(tokenizer: Any, messages: list[Message], tools: Any = None) ->
     Raises:
         InputError: no template, or one that refuses this conversation.
     """
-    from mac_lora_helpers.data.tokenizer import backend
-
-    template = _cached_template(tokenizer, bool(tools))
     try:
-        text = template.render([messages], tools, prompt=True)[0]
+        text = template_of(tokenizer, bool(tools)).render([messages], tools, prompt=True)[0]
     except TemplateRefuses as error:
         raise InputError(
             f"the chat template refuses this conversation: {error}", where="the prompt", fix="change its turns as the message says"
@@ -173,9 +206,16 @@ def render_prompt(tokenizer: Any, messages: list[Message], tools: Any = None) ->
     return backend(tokenizer).encode(text, add_special_tokens=False).ids
 
 
-def _cached_template(tokenizer: Any, tools: bool) -> ChatTemplate:
-    key = template_text(tokenizer, tools), str(tokenizer.special_tokens_map)
+def template_of(tokenizer: Any, tools: bool = False) -> ChatTemplate:
+    """The tokenizer's chat template, probed once."""
+    key = template_text(tokenizer, tools), str(tokenizer.special_tokens_map), str(getattr(tokenizer, "chat_template_arguments", ""))
     cache = tokenizer.__dict__.setdefault("_mac_lora_templates", {})
     if key not in cache:
         cache[key] = ChatTemplate(tokenizer, tools)
     return cache[key]
+
+
+def template_call(tokenizer: Any, tools: Any = None) -> dict[str, Any]:
+    """The arguments with which ``tokenizer.apply_chat_template`` writes what is trained here: its date pinned, thinking as asked."""
+    template = template_of(tokenizer, bool(tools))
+    return ({"chat_template": template.text} if template.date else {}) | ({"tools": tools} if tools else {}) | template.arguments

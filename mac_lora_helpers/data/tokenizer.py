@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.problems import brief
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 #: Tokens that families set aside for padding, in the order they are tried when no pad token is set.
 _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "<|pad|>")
@@ -18,8 +19,11 @@ _PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]", "
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json", "tokenization.py")
 
 
-def load_tokenizer(config: Config) -> Any:
-    """The model's fast tokenizer, padding on the right, with a pad token.
+def load_tokenizer(config: Config, here_only: bool = False) -> Any:
+    """The model's fast tokenizer, padding on the right, with a pad token and the arguments that its chat template gets.
+
+    Args:
+        here_only: take it from a folder or the cache, or fail; ask no Hub.
 
     Raises:
         InputError: there is none, it is damaged, or it is not a fast one.
@@ -36,7 +40,7 @@ def load_tokenizer(config: Config) -> Any:
             fix="copy the tokenizer's files into the folder, or use another model_id",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=here_only)
     except Exception as error:
         raise _readable(error, config) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -48,9 +52,29 @@ def load_tokenizer(config: Config) -> Any:
     if len(tokenizer) == 0:
         raise InputError("the tokenizer has no tokens", where=f"parameter model_id={config.model_id}", fix="use a complete model folder")
     tokenizer.padding_side = "right"
+    tokenizer.chat_template_arguments = template_arguments(config)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = _pad_token(tokenizer, config)
     return tokenizer
+
+
+def template_arguments(config: Config) -> dict[str, Any]:
+    """What the chat template is called with besides the messages: ``chat_template_kwargs`` and ``enable_thinking``.
+
+    Raises:
+        InputError: the arguments are no JSON object.
+    """
+    try:
+        arguments = json.loads(config.chat_template_kwargs or "{}")
+    except ValueError as error:
+        arguments = error
+    if not isinstance(arguments, dict) or {"messages", "tools", "add_generation_prompt", "chat_template", "conversations"} & set(arguments):
+        raise InputError(
+            f"the template's arguments are not a JSON object of its own names: {brief(config.chat_template_kwargs, 80)}",
+            where="parameter chat_template_kwargs",
+            fix='write them as {"enable_thinking": false}; messages and tools come from the rows',
+        )
+    return arguments | ({} if config.enable_thinking == "auto" else {"enable_thinking": config.enable_thinking})
 
 
 def _pad_token(tokenizer: Any, config: Config) -> str:
@@ -104,12 +128,28 @@ def added_tokens(tokenizer: Any) -> dict[int, str]:
     return {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
 
 
-def stop_ids(tokenizer: Any, model_path: str) -> set[int]:
-    """Ids that end generation: the tokenizer's EOS, and the model's generation config if there is one."""
-    found = {tokenizer.eos_token_id} - {None}
-    path = Path(model_path) / "generation_config.json"
+def model_json(model_path: str, name: str) -> dict[str, Any]:
+    """A JSON file of the model, from its folder, the cache or the Hub; empty if it cannot be had."""
+    from transformers.utils import cached_file
+
+    wanted = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    except (ValueError, OSError, AttributeError):
-        eos = None
-    return found | set(eos if isinstance(eos, list) else [eos]) - {None}
+        path = os.path.join(model_path, name) if Path(model_path).is_dir() else cached_file(model_path, name, **wanted)
+        value = json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else {}
+    except (ValueError, OSError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def stop_ids(tokenizer: Any, model_path: str) -> set[int]:
+    """Ids that end generation: the tokenizer's EOS, and those of the model's generation config or config."""
+    eos = model_json(model_path, "generation_config.json").get("eos_token_id") or model_json(model_path, "config.json").get("eos_token_id")
+    return ({tokenizer.eos_token_id} | set(eos if isinstance(eos, list) else [eos])) - {None}
+
+
+def positions(model_path: str) -> int:
+    """Tokens that the model has positions for; 0 if it does not say."""
+    found = model_json(model_path, "config.json")
+    inner = found.get("text_config") if isinstance(found.get("text_config"), dict) else {}
+    values = (where.get(key) for where in (found, inner) for key in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)

@@ -60,10 +60,12 @@ class TokenWriter:
         self._write(lengths, offsets, ids, labels)
 
     def _labels(self, rows: list[Row], ids: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        if self.loss_on == "all":
-            return ids.copy()
-        labels = np.full_like(ids, IGNORE)
+        labels = ids.copy() if self.loss_on == "all" else np.full_like(ids, IGNORE)
         for row, offset in zip(rows, offsets[:-1].tolist(), strict=True):
+            if self.loss_on == "all":
+                for start, end in row.skipped:
+                    labels[offset + start : min(offset + end, offset + len(row.ids))] = IGNORE
+                continue
             for start, end in row.spans if self.loss_on == "assistant" else row.spans[-1:]:
                 labels[offset + start : offset + end] = ids[offset + start : offset + end]
         return labels

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.data.conversation import Faults
-from mac_lora_helpers.data.problems import NOTES, DataError, Fault, Problem, Problems, brief, file_error, listed
-from mac_lora_helpers.data.shapes import Shape, detect
-from mac_lora_helpers.data.sources import Part, Source
+from mac_lora_helpers.data.problems import DataError, Fault, Faults, Problem, Problems, brief, file_error, listed, stops
+from mac_lora_helpers.data.shapes import Reader
+from mac_lora_helpers.data.sources import SPLITS, Part, Source
 from mac_lora_helpers.data.store import Example, Examples, RowStore
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 #: Rows that decide the shape.
 SAMPLE = 64
@@ -30,9 +29,10 @@ class Found:
     """What a source holds.
 
     Attributes:
-        shape, shape_reason: how rows are read, and why.
+        shape, shape_reason: how rows are read, and why; recognized: each way that rows were read → how many.
         rows: the accepted rows. read, rejected: how many rows were read and refused.
         problems: the first few of each kind, notes included; counts: how many of each kind.
+        ignored: fields of rows and of messages that nothing uses → in how many rows.
         split_of: for each accepted row, the index of its predefined split; None when rows are split here.
     """
 
@@ -44,21 +44,10 @@ class Found:
     problems: list[Problem]
     counts: dict[str, int]
     source: Source
+    recognized: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
     split_of: np.ndarray | None = None
     rejected_file: Path | None = None
-    split_names: list[str] = field(default_factory=list)
-
-    def table(self) -> list[tuple[str, str, str]]:
-        """(name, value, meaning) rows for people."""
-        rows = [
-            ("source", self.source.name, "where the rows come from"),
-            ("shape", self.shape, self.shape_reason),
-            ("rows read", f"{self.read:,}", "rows in the source"),
-            ("rows accepted", f"{len(self.rows):,}", "rows that passed every check"),
-            ("rows rejected", f"{self.rejected:,}", "rows with a problem"),
-        ]
-        fixes = {problem.kind: problem for problem in self.problems}
-        return rows + [(kind, f"{count:,}", f"{fixes[kind].what}; to do: {fixes[kind].fix}") for kind, count in self.counts.items()]
 
 
 def validate(source: Source, config: Config, progress: Progress | None = None) -> Found:
@@ -70,62 +59,50 @@ def validate(source: Source, config: Config, progress: Progress | None = None) -
     Raises:
         DataError: bad rows under ``on_bad_rows=stop``, or no usable row at all; holds counts and places.
     """
-    shape = _detect(source, config)
-    parts = source.parts
-    store = RowStore(lambda part, number: portable(parts[part].place(number)))
-    check = _Checker(shape, store)
+    head = list(islice(((part, record) for part, record in source if record.fault is None), SAMPLE))
+    place = head[0][0].place(head[0][1].number) if head else source.name
+    check = _Checker(Reader([record.value for _, record in head], config, place) if head else None, source)
+    parts = {id(part): index for index, part in enumerate(source.parts)}
     for part, record in source:
-        check.record(part, parts.index(part) if len(parts) > 1 else 0, record)
+        check.record(part, parts[id(part)], record)
         if progress and check.read % 2000 == 0:
             progress("rows checked", check.read)
     return check.finish(source, config)
 
 
-def _detect(source: Source, config: Config) -> Shape | None:
-    """The shape of the first readable rows; None when there is none."""
-    head = list(islice(((part, record) for part, record in source if record.fault is None), SAMPLE))
-    if not head:
-        return None
-    part, record = head[0]
-    return detect([record.value for _, record in head], config, part.place(record.number))
-
-
 class _Checker:
     """Takes records one by one; keeps counts, problems and the accepted rows."""
 
-    def __init__(self, shape: Shape | None, store: RowStore) -> None:
-        self.shape, self.store = shape, store
+    def __init__(self, reader: Reader | None, source: Source) -> None:
+        parts = source.parts
+        self.reader = reader
+        self.store = RowStore(lambda part, number: portable(parts[part].place(number)))
         self.problems, self.read, self.rejected = Problems(), 0, 0
         self.split_of: list[int] = []
-        self.ignored: dict[str, int] = {}
-        self._rejected = (store.folder / "rejected.jsonl").open("wb")
+        self._rejected = (self.store.folder / "rejected.jsonl").open("wb")
 
     def record(self, part: Part, index: int, record: Any) -> None:
         """Checks one record and stores its row, or its problems."""
-        if record.fault is not None and record.fault.kind in NOTES:
+        if record.fault is not None and not stops([record.fault]):
             self.problems.add(record.fault, part.place(record.number))
             return
         self.read += 1
         faults: Faults = [record.fault] if record.fault is not None else []
         line, keys = (b"", (0, 0)) if faults else self._parse(record.value, faults)
-        if faults:
-            self._report(part.place(record.number), faults)
-            if any(fault.kind not in NOTES for fault in faults):
-                self._reject(part.place(record.number), faults, record)
-                return
+        for fault in faults:
+            self.problems.add(fault, part.place(record.number))
+        if stops(faults) or any(fault.kind == "marked_bad" for fault in faults):
+            self._reject(part.place(record.number), faults, record)
+            return
         self.store.add(line, index, record.number, *keys)
         if part.split:
-            self.split_of.append(_SPLIT_NAMES.index(part.split))
+            self.split_of.append(SPLITS.index(part.split))
 
     def _parse(self, row: Any, faults: Faults) -> tuple[bytes, tuple[int, int]]:
-        assert self.shape is not None  # a readable row gave the shape
-        before = len(faults)
-        messages, text, tools = self.shape.parse(row, faults)
-        if any(fault.kind not in NOTES for fault in faults[before:]):
+        assert self.reader is not None  # a readable row gave it
+        example = self.reader.parse(row, faults)
+        if example is None:
             return b"", (0, 0)
-        if len(row) > len(self.shape.fields) and len(self.ignored) < 50:
-            self.ignored.update(dict.fromkeys(key for key in row if key not in self.shape.fields and key not in _USED))
-        example = Example(messages, text, tools)
         try:
             line = example.line()
         except UnicodeEncodeError:
@@ -137,14 +114,10 @@ class _Checker:
             faults.append(Fault("crlf_in_text", "", "the text holds Windows line endings"))
         return line, content_keys(example)
 
-    def _report(self, where: str, faults: Faults) -> None:
-        for fault in faults:
-            self.problems.add(fault, where)
-
     def _reject(self, where: str, faults: Faults, record: Any) -> None:
         self.rejected += 1
         row = record.raw or brief(json.dumps(record.value, default=str), 1000)
-        told = [{"kind": fault.kind, "field": fault.field, "what": fault.what} for fault in faults]
+        told = [fault._asdict() for fault in faults]
         line = json.dumps({"where": portable(where), "problems": told, "row": row}, ensure_ascii=False)
         self._rejected.write(line.encode("utf-8", "backslashreplace") + b"\n")
 
@@ -152,40 +125,47 @@ class _Checker:
         """The result, or the error that tells all problems."""
         self._rejected.close()
         if self.problems.errors and config.on_bad_rows == "stop":
-            raise DataError.of(
-                f"{self.rejected:,} of {self.read:,} rows cannot be used", self.problems, "or on_bad_rows=skip to leave them out"
-            )
+            bad = self.rejected - self.problems.counts["marked_bad"]
+            raise DataError.of(f"{bad:,} of {self.read:,} rows cannot be used", self.problems, "or on_bad_rows=skip to leave them out")
         if not len(self.store):
             if self.problems.errors:
                 raise DataError.of(f"none of the {self.read:,} rows can be used", self.problems)
-            raise file_error("no_rows", source.name, "there are no rows")
-        self._notes(source)
-        assert self.shape is not None
+            what = "every row is marked as bad" if self.rejected else "there are no rows"
+            raise file_error("no_rows", source.name, what)
+        store = self.store.close()
+        split_of = np.array(self.split_of, dtype=np.int8) if source.predefined else None
+        self._notes(source, split_of)
+        assert self.reader is not None
+        recognized = dict(self.reader.recognized.most_common())
+        reason = "; ".join(f"{how}: {count:,} rows" for how, count in list(recognized.items())[:5])
         return Found(
-            self.shape.name,
-            self.shape.reason,
-            Examples(self.store.close(), np.arange(len(self.store))),
-            self.read,
-            self.rejected,
-            self.problems.kept,
-            dict(self.problems.counts),
-            source,
-            np.array(self.split_of, dtype=np.int8) if source.predefined else None,
-            self.store.folder / "rejected.jsonl",
-            list(_SPLIT_NAMES),
+            shape=self.reader.name,
+            shape_reason=f"{self.reader.reason}; {reason}",
+            rows=Examples(store, np.arange(len(store))),
+            read=self.read,
+            rejected=self.rejected,
+            problems=self.problems.kept,
+            counts=dict(self.problems.counts),
+            source=source,
+            recognized=recognized,
+            ignored=dict(self.reader.ignored.most_common()),
+            split_of=split_of,
+            rejected_file=store.folder / "rejected.jsonl",
         )
 
-    def _notes(self, source: Source) -> None:
-        copies = len(self.store) - len(np.unique(self.store.keys))
-        if copies:
-            self.problems.add(Fault("duplicates", "", f"{copies:,} rows are copies of another (apart from case and spaces)"), source.name)
-            self.problems.counts["duplicates"] = copies
-        if self.ignored:
-            self.problems.add(Fault("ignored_fields", "", f"not used: {listed(self.ignored)}"), source.name)
-
-
-_SPLIT_NAMES = ("train", "valid", "test")
-_USED = ("tools", "system", "input", "history")
+    def _notes(self, source: Source, split_of: np.ndarray | None) -> None:
+        keys, problems = self.store.keys, self.problems
+        if copies := len(keys) - len(np.unique(keys)):
+            problems.add(
+                Fault("duplicates", "", f"{copies:,} rows are copies of another (apart from case and spaces)"), source.name, copies
+            )
+        if split_of is not None:
+            leaked = int(np.isin(keys[split_of == 2], keys[split_of != 2], kind="sort").sum())
+            if leaked:
+                problems.add(Fault("in_several_splits", "", f"{leaked:,} test rows stand in another split too"), source.name, leaked)
+        if self.reader and self.reader.ignored:
+            told = listed((f"{name} ({count:,})" for name, count in self.reader.ignored.most_common()), width=40)
+            problems.add(Fault("ignored_fields", "", f"not used: {told}"), source.name)
 
 
 def _strings(example: Example) -> list[str]:
