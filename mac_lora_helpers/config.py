@@ -370,7 +370,7 @@ def resolve(
     from_env = _environment_values(os.environ if env is None else env)
     _refuse_secrets({f"parameter {name}": value for name, value in explicit.items()})
     _refuse_secrets({f"{name.upper()} in the environment": value for name, value in from_env.items()})
-    preset = str({"preset": Config.model_fields["preset"].default, **draft, **from_env, **explicit}["preset"])
+    preset = str({"preset": _default_preset(draft | from_env | explicit), **draft, **from_env, **explicit}["preset"])
     values, sources = {"preset": preset}, {}
     layers = {"preset": PRESETS.get(preset, {}), "draft": draft, "environment": from_env, "parameter": explicit}
     for source, layer in layers.items():
@@ -383,6 +383,12 @@ def resolve(
     config._sources = sources
     config._given = {name: (getattr(config, name), source) for name, source in sources.items() if source in ("environment", "parameter")}
     return config
+
+
+def _default_preset(given: Mapping[str, Any]) -> str:
+    """The recipe follows the data: with rows of one's own it is the real recipe, not the toy."""
+    own = str(given.get("data_files") or "").strip() or str(given.get("dataset_id") or EMBEDDED) != EMBEDDED
+    return "local" if own else Config.model_fields["preset"].default
 
 
 def configure(namespace: Mapping[str, Any], env: Mapping[str, str] | None = None) -> Config:

@@ -317,7 +317,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def stop_tokens(config: Config, tokenizer: Any) -> list[int]:
     """Ids that end an answer: the tokenizer's EOS, those of ``generation_config.json`` and what the chat template writes there."""
-    eos = (_small_file(config, "generation_config.json") or {}).get("eos_token_id")
+    eos = (small_file(config, "generation_config.json") or {}).get("eos_token_id")
     ids = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos]), turn_end(tokenizer)]
     return list(dict.fromkeys(token for token in ids if isinstance(token, int)))
 
@@ -333,7 +333,7 @@ def turn_end(tokenizer: Any) -> int | None:
     return ids[0] if ids and ids[0] in tokenizer.all_special_ids + list(tokenizer.added_tokens_decoder) else None
 
 
-def _small_file(config: Config, name: str) -> dict[str, Any] | None:
+def small_file(config: Config, name: str) -> dict[str, Any] | None:
     """A JSON file of the base: from its folder, the Hub cache or the Hub."""
     folder = local_folder(config)
     if folder and ((folder / name).is_file() or Path(config.model_path).is_dir()):

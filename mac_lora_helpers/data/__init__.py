@@ -6,15 +6,26 @@ Later stages call ``load_tokens``, which refuses tokens that are not the manifes
 
 from mac_lora_helpers.data.batches import LengthGroupedBatches, batch_sampler, batch_shapes, make_collator
 from mac_lora_helpers.data.encoding import Encoded, encode
+from mac_lora_helpers.data.expected import answer_parts, expected_answers
 from mac_lora_helpers.data.lints import Lint
 from mac_lora_helpers.data.manifest import load_tokens, save
 from mac_lora_helpers.data.problems import DataError, Problem
-from mac_lora_helpers.data.report import TokenPiece, found_rows, lengths, overview, split_rows, summary, token_counts, token_view
+from mac_lora_helpers.data.report import (
+    TokenPiece,
+    found_rows,
+    lengths,
+    overview,
+    overview_json,
+    split_rows,
+    summary,
+    token_counts,
+    token_view,
+)
 from mac_lora_helpers.data.sources import Source, load
 from mac_lora_helpers.data.splitting import Splits, split
 from mac_lora_helpers.data.store import Example
 from mac_lora_helpers.data.template import render_prompt, template_call
-from mac_lora_helpers.data.tokenizer import load_tokenizer
+from mac_lora_helpers.data.tokenizer import load_tokenizer, prepare_tokenizer, tokenizer_errors
 from mac_lora_helpers.data.validation import Found, validate
 
 __all__ = [
@@ -28,9 +39,11 @@ __all__ = [
     "Source",
     "Splits",
     "TokenPiece",
+    "answer_parts",
     "batch_sampler",
     "batch_shapes",
     "encode",
+    "expected_answers",
     "found_rows",
     "lengths",
     "load",
@@ -38,6 +51,8 @@ __all__ = [
     "load_tokens",
     "make_collator",
     "overview",
+    "overview_json",
+    "prepare_tokenizer",
     "render_prompt",
     "save",
     "split",
@@ -46,5 +61,6 @@ __all__ = [
     "template_call",
     "token_counts",
     "token_view",
+    "tokenizer_errors",
     "validate",
 ]

@@ -160,7 +160,7 @@ def _tool_calls(raw: Any, field: str, faults: Faults) -> list[dict[str, Any]]:
             faults.append(Fault("bad_tool_call", f"{field}[{index}]", f"not a tool call: {brief(call)}"))
             continue
         known = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        result.append({**known, "type": "function", "function": {"name": name, "arguments": arguments}})
+        result.append({**known, "type": "function", "function": {"name": name, "arguments": _in_order(arguments)}})
     return result
 
 
@@ -174,7 +174,28 @@ def read_tools(raw: Any, faults: Faults) -> list[dict[str, Any]] | None:
         faults.append(Fault("bad_tools", "tools", f"not a list of function schemas: {brief(raw)}"))
         return None
     bare = [isinstance(tool.get("name"), str) and "function" not in tool for tool in tools]
+    tools = [_properties_in_order(tool) for tool in tools]
     return [{"type": "function", "function": tool} if is_bare else tool for tool, is_bare in zip(tools, bare, strict=True)]
+
+
+def _in_order(value: Any) -> Any:
+    """Keys in alphabetical order: Arrow files do not keep a row's own, and equal rows shall give equal tokens."""
+    if isinstance(value, dict):
+        return {key: _in_order(value[key]) for key in sorted(value)}
+    return [_in_order(item) for item in value] if isinstance(value, list) else value
+
+
+def _properties_in_order(value: Any) -> Any:
+    """The same for the parameters that a schema names; the schema's own words keep their places."""
+    if isinstance(value, list):
+        return [_properties_in_order(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    sort = {key: sorted(item) for key, item in value.items() if key == "properties" and isinstance(item, dict)}
+    return {
+        key: {name: _properties_in_order(item[name]) for name in sort[key]} if key in sort else _properties_in_order(item)
+        for key, item in value.items()
+    }
 
 
 def check_order(messages: list[Message], field: str, faults: Faults) -> None:

@@ -226,14 +226,14 @@ class _Encoder:
         result, config, ledger = self.result, self.config, self.fitter.ledger
         if self.problems.errors and config.on_bad_rows == "stop":
             raise DataError.of(f"{len(result.rejected):,} rows do not go through the chat template", self.problems, "or on_bad_rows=skip")
-        ledger.check(config)
-        room = positions(config.model_path)
-        if room and (longest := max((int(values.max()) for values in result.lengths.values() if len(values)), default=0)) > room:
+        room = positions(config)
+        if room and config.max_seq_length > room and ledger.longest > room:
             raise InputError(
-                f"rows have up to {longest:,} tokens, and the model has positions for {room:,}: behind them it reads nonsense",
+                f"rows have up to {ledger.longest:,} tokens, and the model has positions for {room:,}: behind them it reads nonsense",
                 where="parameter max_seq_length",
                 fix=f"max_seq_length={room}; on_long says what happens to longer rows",
             )
+        ledger.check(config)
         _refuse_empty(result, ledger, config)
         result.truncation, result.lost = ledger.to_dict(), dict(self.lost.counts.most_common())
         result.proposals = proposals(ledger, config, len(result.lengths["train"]))

@@ -34,7 +34,7 @@ class LintCounter:
 
     def __init__(self, tokenizer: Any, config: Config, splits: Splits, template: ChatTemplate | None) -> None:
         self.tokenizer, self.template, self.splits = tokenizer, template, splits
-        self.stops = stop_ids(tokenizer, config.model_path)
+        self.stops = stop_ids(tokenizer, config)
         self.bos, self.unknown = tokenizer.bos_token_id, tokenizer.unk_token_id
         self.injected = template.injected_system() if template else ""
         tokens = sorted(added_tokens(tokenizer).values(), key=len, reverse=True)

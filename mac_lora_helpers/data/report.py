@@ -121,6 +121,23 @@ def summary(encoded: Encoded) -> Rows:
     return rows + [(lint.name, f"{lint.count:,}" if lint.count else "yes", f"{lint.what}; to do: {lint.fix}") for lint in encoded.lints]
 
 
-def overview(found: Found, encoded: Encoded | None = None) -> Rows:
+def overview(found: Found, encoded: Encoded | None = None, splits: Splits | None = None) -> Rows:
     """One table at a glance: read, recognized, not used, lost, trained."""
-    return found_rows(found) + (summary(encoded) if encoded else [])
+    if encoded or not splits:
+        return found_rows(found) + (summary(encoded) if encoded else [])
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in splits.items())
+    return [*found_rows(found), ("rows", sizes, "conversations or texts in each split"), *(("note", "", note) for note in splits.notes)]
+
+
+def overview_json(found: Found, encoded: Encoded | None, rows: Rows) -> dict[str, Any]:
+    """The same for a program."""
+    many = ("recognized", "note", "proposal", "lost by the template")
+    lists = {name: [meaning for what, _, meaning in rows if what == name] for name in ("note", "proposal")}
+    return {
+        **{what: value for what, value, _ in rows if what not in many},
+        "recognized": found.recognized,
+        "ignored": found.ignored,
+        "lost": encoded.lost if encoded else {},
+        "notes": lists["note"],
+        "proposals": lists["proposal"],
+    }

@@ -172,8 +172,7 @@ class Reader:
             how = f"{fields[-1]} (from, value)" if shape == "conversations" else fields[0] if shape != "preference" else "the chosen answer"
         back = self.columns
         self.recognized[" ".join(f"{word} ({back[word]})" if word in back else word for word in how.split(" "))] += 1
-        if len(row) > len(used):
-            unused |= {key for key in row if key not in used and row[key] not in (None, "", [], {})}
+        unused |= {key for key in row if key not in used and row[key] not in (None, "", [], {})}
         if unused and len(self.ignored) < 200:
             self.ignored.update(unused)
 

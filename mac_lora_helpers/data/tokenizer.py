@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.problems import brief
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.model import small_file
 from mac_lora_helpers.redaction import portable
 
 #: Tokens that families set aside for padding, in the order they are tried when no pad token is set.
@@ -20,7 +22,7 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "te
 
 
 def load_tokenizer(config: Config, here_only: bool = False) -> Any:
-    """The model's fast tokenizer, padding on the right, with a pad token and the arguments that its chat template gets.
+    """The model's fast tokenizer, ready for training: see ``prepare_tokenizer``.
 
     Args:
         here_only: take it from a folder or the cache, or fail; ask no Hub.
@@ -30,27 +32,43 @@ def load_tokenizer(config: Config, here_only: bool = False) -> Any:
     """
     from transformers import AutoTokenizer
 
-    path = config.model_path
+    with tokenizer_errors(config):
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.model_path, trust_remote_code=config.trust_remote_code, local_files_only=here_only
+        )
+    return prepare_tokenizer(tokenizer, config)
+
+
+@contextmanager
+def tokenizer_errors(config: Config) -> Iterator[None]:
+    """What ``AutoTokenizer.from_pretrained`` raises, in the user's terms."""
     if config.trust_remote_code:
         print(f"trust_remote_code is on: Python code that comes with {portable(config.model_id)} may run on this machine.")
-    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in _FILES):  # transformers would make up an empty one
+    folder = Path(config.model_path)
+    if folder.is_dir() and not any((folder / name).exists() for name in _FILES):  # transformers would make up an empty one
         raise InputError(
             "the model folder has no tokenizer.json",
             where=f"parameter model_id={portable(config.model_id)}",
             fix="copy the tokenizer's files into the folder, or use another model_id",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=here_only)
+        yield
     except Exception as error:
         raise _readable(error, config) from error
+
+
+def prepare_tokenizer(tokenizer: Any, config: Config) -> Any:
+    """The tokenizer with padding on the right, a pad token that is not the EOS if there is one, and its template's arguments.
+
+    Raises:
+        InputError: it is not a fast one, or empty.
+    """
+    where = f"parameter model_id={config.model_id}"
     if not getattr(tokenizer, "is_fast", False):
-        raise InputError(
-            "the tokenizer is not a fast one, so tokens cannot be traced to the text",
-            where=f"parameter model_id={config.model_id}",
-            fix="use a model with a tokenizer.json",
-        )
+        fix = "use a model with a tokenizer.json"
+        raise InputError("the tokenizer is not a fast one, so tokens cannot be traced to the text", where=where, fix=fix)
     if len(tokenizer) == 0:
-        raise InputError("the tokenizer has no tokens", where=f"parameter model_id={config.model_id}", fix="use a complete model folder")
+        raise InputError("the tokenizer has no tokens", where=where, fix="use a complete model folder")
     tokenizer.padding_side = "right"
     tokenizer.chat_template_arguments = template_arguments(config)
     if tokenizer.pad_token is None:
@@ -128,28 +146,18 @@ def added_tokens(tokenizer: Any) -> dict[int, str]:
     return {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
 
 
-def model_json(model_path: str, name: str) -> dict[str, Any]:
-    """A JSON file of the model, from its folder, the cache or the Hub; empty if it cannot be had."""
-    from transformers.utils import cached_file
-
-    wanted = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    try:
-        path = os.path.join(model_path, name) if Path(model_path).is_dir() else cached_file(model_path, name, **wanted)
-        value = json.loads(Path(path).read_text(encoding="utf-8")) if path and Path(path).is_file() else {}
-    except (ValueError, OSError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def stop_ids(tokenizer: Any, config: Config) -> set[int]:
+    """Ids at which generation ends by itself: the tokenizer's EOS, and those of the model's own files, from folder, cache or Hub."""
+    found = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        eos = (small_file(config, name) or {}).get("eos_token_id")
+        found |= set(eos if isinstance(eos, list) else [eos])
+    return found - {None}
 
 
-def stop_ids(tokenizer: Any, model_path: str) -> set[int]:
-    """Ids that end generation: the tokenizer's EOS, and those of the model's generation config or config."""
-    eos = model_json(model_path, "generation_config.json").get("eos_token_id") or model_json(model_path, "config.json").get("eos_token_id")
-    return ({tokenizer.eos_token_id} | set(eos if isinstance(eos, list) else [eos])) - {None}
-
-
-def positions(model_path: str) -> int:
+def positions(config: Config) -> int:
     """Tokens that the model has positions for; 0 if it does not say."""
-    found = model_json(model_path, "config.json")
+    found = small_file(config, "config.json") or {}
     inner = found.get("text_config") if isinstance(found.get("text_config"), dict) else {}
     values = (where.get(key) for where in (found, inner) for key in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return next((value for value in values if isinstance(value, int) and value > 0), 0)

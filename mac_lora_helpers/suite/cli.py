@@ -189,19 +189,29 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _check_data(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers import data
-    from mac_lora_helpers.suite.preflight import check_data_files, check_model_folder
+    from mac_lora_helpers.suite.preflight import check_model_folder
     from mac_lora_helpers.ui.tables import Table
+    from mac_lora_helpers.ui.tokens import TokenView
 
     config = _config(_explicit(arguments, data_files=", ".join(arguments.paths)))
-    check_data_files(config)
+    found = data.validate(data.load(config), config)
+    splits = data.split(found, config)
     check_model_folder(config)
-    source = data.load(config)
-    found = data.validate(source, config)
-    encoded = data.encode(data.split(found, config), data.load_tokenizer(config), config)
+    try:
+        tokenizer = data.load_tokenizer(config, here_only=True)
+    except InputError as error:
+        tokenizer, why = None, error.what
+    encoded = data.encode(splits, tokenizer, config) if tokenizer else None
+    rows = data.overview(found, encoded, splits)
+    if not encoded:
+        told = f"the rows were checked, their tokens not counted: {why.split(':')[0]}"
+        rows += [("tokens", "not counted", f"{told}; -p model_id FOLDER (or embedded) counts with another tokenizer")]
     if arguments.json:
-        _print_json({name: value for name, value, _ in data.summary(encoded)})
-    else:
-        print(Table(["what", "value", "meaning"], data.summary(encoded), title=source.name))
+        _print_json(data.overview_json(found, encoded, rows))
+        return 0
+    print(Table(["what", "value", "meaning"], rows, title=found.source.name))
+    if encoded:
+        print(TokenView(data.token_view(encoded, tokenizer, "train", 0), title="\nthe first row of train, as the model will see it"))
     return 0
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
-import os
 from pathlib import Path
 
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.data.sources import load
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.files import portable
 from mac_lora_helpers.model import find_base
@@ -25,20 +24,9 @@ def preflight(config: Config) -> None:
 
 
 def check_data_files(config: Config) -> None:
-    """Every pattern of ``data_files`` names at least one file, and none of them is empty."""
-    for pattern in config.data_patterns:
-        files = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        if not files:
-            raise InputError(
-                "no such file", where=f"data_files: {portable(pattern)}", fix=f"check the path; it is read from {portable(os.getcwd())}"
-            )
-        for file in files:
-            if os.path.isdir(file):
-                raise InputError(
-                    "a folder, not a file", where=f"data_files: {portable(file)}", fix=f"name files, for example {file}/*.jsonl"
-                )
-            if os.path.getsize(file) == 0:
-                raise InputError("the file is empty", where=f"data_files: {portable(file)}", fix="put one JSON object on each line")
+    """What ``data_files`` names is there, not empty, and of a known kind; no row is read."""
+    if config.data_patterns:
+        load(config)
 
 
 def check_model_folder(config: Config) -> None:
