@@ -76,9 +76,7 @@ class Config(BaseModel):
     )
     messages_field: Text = _param("messages", "field that holds the list of messages; empty for none", "Data", "data")
     text_field: Text = _param("", "field that holds plain text; empty for none", "Data", "data")
-    columns: Text = _param(
-        "", 'names of the fields, where they are unusual: "prompt=frage, completion=antwort" (or messages=…, text=…)', "Data", "data"
-    )
+    columns: Text = _param("", "fields of other names, ours first: prompt: frage, completion: antwort", "Data", "data")
     use_answer: Literal["none", "chosen"] = _param(
         "none", "preference data (chosen and rejected answers). chosen: train on the chosen ones", "Data", "data"
     )
@@ -203,6 +201,9 @@ class Config(BaseModel):
         super().__setattr__(name, value)
         if name in type(self).model_fields:
             self._sources[name] = "form"
+        if name in ("data_files", "dataset_id") and not self.asked("preset"):
+            self.take_preset(_default_preset({"data_files": self.data_files, "dataset_id": self.dataset_id}))
+            self._sources["preset"] = "default"
 
     def source_of(self, name: str) -> str:
         """Where the value came from: parameter, environment, form, draft, saved, preset or default."""

@@ -6,7 +6,6 @@ Later stages call ``load_tokens``, which refuses tokens that are not the manifes
 
 from mac_lora_helpers.data.batches import LengthGroupedBatches, batch_sampler, batch_shapes, make_collator
 from mac_lora_helpers.data.encoding import Encoded, encode
-from mac_lora_helpers.data.expected import answer_parts, expected_answers
 from mac_lora_helpers.data.lints import Lint
 from mac_lora_helpers.data.manifest import load_tokens, save
 from mac_lora_helpers.data.problems import DataError, Problem
@@ -39,11 +38,9 @@ __all__ = [
     "Source",
     "Splits",
     "TokenPiece",
-    "answer_parts",
     "batch_sampler",
     "batch_shapes",
     "encode",
-    "expected_answers",
     "found_rows",
     "lengths",
     "load",

@@ -183,7 +183,7 @@ def column_map(config: Config) -> dict[str, str]:
     Raises:
         DataError: it is not written as names with values.
     """
-    pairs = [part.partition("=") for part in config.columns.split(",") if part.strip()]
+    pairs = [part.replace(":", "=", "=" not in part).partition("=") for part in config.columns.split(",") if part.strip()]
     if bad := [key for key, sign, value in pairs if not sign or not key.strip() or not value.strip()]:
         raise file_error("unknown_column", f"parameter columns={config.columns}", f"not a pair of names: {listed(bad)}")
     return {key.strip(): value.strip() for key, _, value in pairs}

@@ -33,9 +33,7 @@ def load_tokenizer(config: Config, here_only: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     with tokenizer_errors(config):
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.model_path, trust_remote_code=config.trust_remote_code, local_files_only=here_only
-        )
+        tokenizer = AutoTokenizer.from_pretrained(config.model_path, trust_remote_code=config.trust_remote_code, local_files_only=here_only)
     return prepare_tokenizer(tokenizer, config)
 
 

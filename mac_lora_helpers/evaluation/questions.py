@@ -87,17 +87,14 @@ def trained_turn(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: A
     Without a chat template: the bare texts, a line each, and the EOS.
     """
     from mac_lora_helpers.data.masking import Masker
-    from mac_lora_helpers.data.template import ChatTemplate
+    from mac_lora_helpers.data.template import template_of
 
     if not tokenizer.chat_template:
         answer = tokenizer(str(messages[-1]["content"]), add_special_tokens=False)["input_ids"]
         return prompt_ids(tokenizer, messages[:-1]), [*answer, *[tokenizer.eos_token_id] * (tokenizer.eos_token_id is not None)]
-    known = vars(tokenizer).setdefault("_mac_lora_maskers", {})
-    key = (tokenizer.chat_template, bool(tools))
-    if key not in known:
-        known[key] = Masker(tokenizer, ChatTemplate(tokenizer, bool(tools)))
-    ids, [(start, end)] = known[key].exact_turn(list(messages), tools)
-    return ids[:start], ids[start:end]
+    row = Masker(tokenizer, template_of(tokenizer, bool(tools))).exact_turn(list(messages), tools)
+    start, end = row.spans[0]
+    return row.ids[:start], row.ids[start:end]
 
 
 def prompt_ids(tokenizer: Any, messages: str | Sequence[Mapping[str, Any]], room: int = 0) -> list[int]:
@@ -161,10 +158,10 @@ def _question(trained: Trained, row: int, example: Mapping[str, Any], config: Co
 
 
 def _chat_question(trained: Trained, row: int, example: Mapping[str, Any], longest: int) -> Question | None:
-    from mac_lora_helpers.data.masking import RowFault, TemplateRefuses
+    from mac_lora_helpers.data.masking import RowFault, TemplateRefuses, answer_turns, is_trained
 
     messages, tokenizer = example["messages"], trained.tokenizer
-    for last in reversed([turn for turn in range(1, len(messages)) if messages[turn]["role"] == "assistant"]):
+    for last in reversed([turn for turn in answer_turns(messages) if is_trained(messages[turn])]):
         try:
             prompt, answer = trained_turn(tokenizer, messages[: last + 1], example.get("tools"))
         except (RowFault, TemplateRefuses):

@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = resolve(
-            {"data_files": "few.jsonl", "dataset_id": "embedded", "max_steps": 2, "gradient_accumulation_steps": 1, "fast_path": "off"}, {}
+            {"preset": "smoke", "data_files": "few.jsonl", "max_steps": 2, "gradient_accumulation_steps": 1, "fast_path": "off"}, {}
         )
         run, source = RunDir(config.out_dir), data.load(config)
         found = data.validate(source, config)

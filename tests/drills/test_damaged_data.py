@@ -173,7 +173,7 @@ DAMAGED: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
 
 def run_stage(files: str, folder: Path, **values: object) -> RunDir:
     """Notebook 02's steps, from the files to the manifest."""
-    config = resolve({"data_files": files, **values}, env={})
+    config = resolve({"preset": "smoke", "data_files": files, **values}, env={})
     run = RunDir(folder / "run")
     source = data.load(config)
     found = data.validate(source, config)

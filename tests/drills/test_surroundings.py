@@ -45,7 +45,7 @@ NAMES = {
 
 
 def stage_02(run: RunDir, source: Path) -> dict:
-    config = resolve({"data_files": str(source), "out_dir": str(run.root)}, env={})
+    config = resolve({"preset": "smoke", "data_files": str(source), "out_dir": str(run.root)}, env={})
     opened = data.load(config)
     found = data.validate(opened, config)
     splits = data.split(found, config)
@@ -150,7 +150,7 @@ def test_notebooks_without_home_utf8_or_a_simple_name(tmp_path):
     """All at once: an odd run directory, an ASCII terminal, a home that cannot be written."""
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(20, "x")))
     name = 'it\'s "my" run [1] $HOME'
-    quick = {"max_steps": 3, "eval_examples": 2, "max_new_tokens": 4, "data_files": "d.jsonl"}
+    quick = {"max_steps": 3, "eval_examples": 2, "max_new_tokens": 4, "data_files": "d.jsonl", "preset": "smoke"}
     parameters = [part for key, value in quick.items() for part in ("-p", key, str(value))]
     parameters += [part for number in ("01", "02", "03", "04") for part in ("--only", number)]
     done = mac_lora("run", f"--run-dir={name}", *parameters, folder=tmp_path, HOME="/dev/null/home", **PLAIN)

@@ -11,7 +11,7 @@ from tiny import tiny_model
 from notebooks.runs import MESSAGES, TEXTS, mac_lora_run, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-TRAIN = ["--only", "02", "--only", "03", "--only", "04"]
+TRAIN = ["--preset", "smoke", "--only", "02", "--only", "03", "--only", "04"]
 
 
 def conversations(count: int) -> list[dict]:
@@ -81,7 +81,7 @@ def test_a_later_notebook_alone_names_what_is_missing(tmp_path):
 
 def test_broken_json_is_told_with_its_line_and_leaves_no_data(tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps(MESSAGES[0]) + '\n{"messages": [\n')
-    done = mac_lora_run(tmp_path, "--only", "02", "-p", "data_files", "bad.jsonl")
+    done = mac_lora_run(tmp_path, "--preset", "smoke", "--only", "02", "-p", "data_files", "bad.jsonl")
     assert done.code == 1
     assert "bad.jsonl:2: not JSON" in done.err
     assert "one JSON object a line" in done.err
@@ -100,12 +100,12 @@ def test_a_model_folder_without_a_tokenizer_is_refused(tmp_path):
 
 def test_edited_tokens_are_not_trained_on(tmp_path):
     write_rows(tmp_path / "d.jsonl", conversations(12))
-    first = mac_lora_run(tmp_path, "--only", "02", "-p", "data_files", "d.jsonl")
+    first = mac_lora_run(tmp_path, "--preset", "smoke", "--only", "02", "-p", "data_files", "d.jsonl")
     assert first.code == 0, first.err
     other = tmp_path / "other"
     other.mkdir()
     write_rows(other / "d.jsonl", conversations(13))
-    second = mac_lora_run(other, "--only", "02", "-p", "data_files", "d.jsonl")
+    second = mac_lora_run(other, "--preset", "smoke", "--only", "02", "-p", "data_files", "d.jsonl")
     shutil.rmtree(first.run_dir / "data/tokens")
     shutil.copytree(second.run_dir / "data/tokens", first.run_dir / "data/tokens")
     done = mac_lora_run(tmp_path, "--only", "03")

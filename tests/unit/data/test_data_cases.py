@@ -168,6 +168,7 @@ def test_columns_map_any_names(tmp_path):
     assert "columns=" in caught.value.fix
     found = found_in(path, columns="prompt=frage, completion=antwort, system=rolle")
     assert found.rows[0].messages == [{"role": "system", "content": "Be brief."}, *pair("q0", "a")]
+    assert found_in(path, columns="prompt: frage, completion: antwort").ignored == {"rolle": 3}
     with pytest.raises(DataError, match="no column nix"):
         found_in(path, columns="prompt=nix, completion=antwort")
     with pytest.raises(DataError, match="not a pair of names"):
@@ -344,17 +345,3 @@ def test_templates_that_never_end_or_break_are_refused_by_name(tmp_path, monkeyp
     for template, reason in (("{{ 1 / 0 }}", "division"), (loop, "does not come to an end"), ("{{ 'x' * 999999999 }}", "characters")):
         with pytest.raises(InputError, match=reason):
             make(write_kind(tmp_path / "model", "qwen2", template), CASES / "tabs.tsv")
-
-
-def test_expected_answers_are_what_was_trained(qwen, tmp_path):
-    tokenizer = make(stock_tokenizer(tmp_path / "model", "qwen3"), CASES / "tabs.tsv")[4]
-    plain = next(data.expected_answers(tokenizer, PLAIN))
-    assert (plain.parts.compared, plain.parts.thinking) == ("a0", "")
-    assert tokenizer.decode(plain.answer_ids) == "<think>\n\n</think>\n\na0<|im_end|>"
-    assert plain.prompt_ids == data.render_prompt(tokenizer, PLAIN[:1])
-    thought = next(data.expected_answers(tokenizer, THOUGHT))
-    assert thought.parts[:2] == ("1", "I count one up from 0.")
-    found = found_in(CASES / "toolcall_last.jsonl").rows[0]
-    for model in (tokenizer, make(qwen, CASES / "tabs.tsv")[4]):
-        call = next(data.expected_answers(model, found.messages, found.tools))
-        assert json.loads(call.parts.compared) == [{"name": "weather", "arguments": {"city": "city 0"}}]

@@ -141,10 +141,10 @@ def test_parameters_choose_the_shape_and_the_fields(tmp_path):
     rows = write_rows(tmp_path / "r.jsonl", [{"messages": PAIR, "body": "plain", "chat": PAIR}])
     assert examples(found_in(rows, text_field="body")) == [{"text": "plain"}]
     assert examples(found_in(rows, messages_field="chat")) == [{"messages": PAIR}]
-    assert found_in(rows, data_shape="messages").shape_reason == "messages, as the parameter data_shape says"
+    assert "messages, as the parameter data_shape says" in found_in(rows, data_shape="messages").shape_reason
     with pytest.raises(DataError) as caught:
         found_in(rows, data_shape="alpaca")
-    assert caught.value.counts == {"mixed_shapes": 2}
+    assert caught.value.counts == {"mixed_shapes": 1}
     with pytest.raises(DataError, match="no known shape"):
         found_in(rows, messages_field="")
 
@@ -157,7 +157,7 @@ def test_reference_examples_train_and_test(tmp_path):
     ]
     texts = [{"text": "User: Hello\nAssistant: Hi there!"}, {"text": "User: What is 2+2?\nAssistant: 4"}]
     for name, content, values in (("m", rows, {}), ("t", texts, {"text_field": "text", "messages_field": ""})):
-        config = resolve({"data_files": str(write_rows(tmp_path / f"{name}.jsonl", content)), **values}, env={})
+        config = resolve({"preset": "smoke", "data_files": str(write_rows(tmp_path / f"{name}.jsonl", content)), **values}, env={})
         splits = data.split(data.validate(data.load(config), config), config)
         tokenizer = data.load_tokenizer(config)
         encoded = data.encode(splits, tokenizer, config)
@@ -168,7 +168,8 @@ def test_reference_examples_train_and_test(tmp_path):
 def test_plain_text_trains_everything_with_one_eos_and_says_so(tmp_path):
     texts = ["a b", "a b<|im_end|>", "a b<|im_end|>\n", "c <|im_end|><|im_end|>", "d"]
     config = resolve(
-        {"data_files": str(write_rows(tmp_path / "r.jsonl", [{"text": text} for text in texts])), "text_field": "text"}, env={}
+        {"preset": "smoke", "data_files": str(write_rows(tmp_path / "r.jsonl", [{"text": text} for text in texts])), "text_field": "text"},
+        env={},
     )
     found = data.validate(data.load(config), config)
     splits, tokenizer = data.split(found, config), data.load_tokenizer(config)

@@ -102,15 +102,17 @@ def test_split_repeats_the_system_turn(model, tmp_path):
     assert all(made[4].decode(row["input_ids"]).startswith("<|im_start|>system\nbe brief") for row in tokens_of(made))
 
 
-def test_plain_text_is_split_into_windows_and_cut(model, tmp_path):
+def test_long_texts_are_read_in_windows_over_the_whole_of_them(model, tmp_path):
     path = write_rows(tmp_path / "r.jsonl", [{"text": f"{i} " + "word " * 60} for i in range(10)])
-    split = make(model, path, max_seq_length=32, on_long="split", valid_share=0)
     whole = make(model, path, valid_share=0)
-    joined = [[token for row in tokens_of(made) for token in row["input_ids"]] for made in (split, whole)]
-    assert joined[0] == joined[1]
-    cut = make(model, path, max_seq_length=32, max_damaged_share=1, valid_share=0)
-    assert cut[-1].truncation["eos_lost"] == 10
-    assert all(len(row["input_ids"]) == 32 for row in tokens_of(cut))
+    for how in ("cut", "split"):
+        made = make(model, path, max_seq_length=32, on_long=how, valid_share=0)
+        joined = [[token for row in tokens_of(made) for token in row["input_ids"]] for made in (made, whole)]
+        assert joined[0] == joined[1]
+        assert made[-1].truncation["rows_split"] == 10
+        assert max(len(row["input_ids"]) for row in tokens_of(made)) == 32
+    with pytest.raises(InputError, match="no train row is left"):
+        make(model, path, max_seq_length=32, on_long="drop", valid_share=0)
 
 
 def test_too_much_damage_is_refused_with_the_length_that_would_do(model, tmp_path):
@@ -267,12 +269,6 @@ LINTED = {
     "trailing_space_in_prompt": ("qwen2", CHATML, [*ROWS, plain("x \n")], 1),
     "special_token_in_text": ("qwen2", CHATML, [*ROWS, plain("x <|im_end|> y")], 1),
     "eos_doubled": ("qwen2", CHATML, [*ROWS, plain("x", "done<|im_end|>")], 1),
-    "thinking_lost": (
-        "qwen2",
-        CHATML.replace("m['content']", "m['content'].split('</think>')[-1]"),
-        [*ROWS, plain("x", "<think>\nhm\n</think>\n\ny")],
-        1,
-    ),
     "thinking_added": ("qwen2", trl_template("qwen3"), ROWS, 8),
     "date_in_template": ("qwen2", CHATML + "{% if false %}{{ strftime_now('%d') }}{% endif %}", ROWS, 0),
     "prompt_in_train_and_test": ("qwen2", CHATML, [plain(f"same {i // 8}", f"answer {i}") for i in range(16)], 2),
