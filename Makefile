@@ -3,13 +3,14 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo lab test check lint drills test-oldest test-newest audit regress planted docs screenshots lock clean
+.PHONY: help demo lab test check lint drills families test-oldest test-newest audit regress planted docs screenshots lock clean
 help:
 	@echo "make demo   run the five notebooks on the embedded model: outputs/local-lora/"
 	@echo "make lab    open the notebooks in JupyterLab (this machine only)"
 	@echo "make test   every test; some twenty minutes on two cores"
 	@echo "make check  formatting, lint, stored notebooks and the quick tests"
 	@echo "make drills  faults on purpose: bad input, damaged artefacts, full disks, killed runs"
+	@echo "make families  trains every model family in small and writes docs/models.md"
 	@echo "make test-oldest, make test-newest  every test on other library versions"
 	@echo "make audit  known weaknesses of the locked dependencies (asks PyPI's advisories)"
 	@echo "make regress  the regression cases against their baselines: outputs/regression/"
@@ -30,10 +31,10 @@ lab: $(READY)
 # Two processes, whole files each: what a file prepares is prepared once. In the order of the folders, so that the run ends with
 # many small files; by number of tests, a few files of one long test each would be left for the end.
 test: $(READY)
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not families"
 
 check: lint
-	$(PYTHON) -m pytest -m "not slow and not browser"
+	$(PYTHON) -m pytest -m "not slow and not browser and not families"
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .
@@ -43,6 +44,11 @@ lint: $(READY)
 # Faults on purpose: generated input, damaged artefacts, full disks, killed runs.
 drills: $(READY)
 	$(PYTHON) -m pytest tests/drills
+
+# The matrix of model families; what came out stands in docs/models.md.
+families: $(READY)
+	MAC_LORA_WRITE_MODELS=1 $(PYTHON) -m pytest tests/families
+	$(PYTHON) tests/families/page.py
 
 # The quick tests on the lower and the upper end of pyproject.toml's ranges, each in an environment of its own.
 test-oldest: $(READY)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers import origin
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact, UserError, first_line
 from mac_lora_helpers.model import check_base, tensor_shapes
@@ -46,7 +45,7 @@ class Adapter:
         if asked:
             return cls.read(_named_folder(asked), asked)
         found = cls.read(run.need("adapter"), "adapter", own=True)
-        origin.check_trained(run)
+        run.check_trained()
         check_base(run, config)
         return found
 
@@ -114,7 +113,7 @@ class Adapter:
     @property
     def digest(self) -> str | None:
         """What tells this adapter from another: its settings (without the base's place), weights and tokenizer."""
-        return origin.adapter_digest(self.folder)
+        return adapter_digest(self.folder)
 
     @property
     def base(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
+import glob
 import os
 import re
 from collections.abc import Mapping
@@ -18,21 +19,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
 
 from mac_lora_helpers import threads
+from mac_lora_helpers.artifacts import ARTIFACTS, CONSENT
 from mac_lora_helpers.drafts import Draft
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.ownership import refuse_inputs
 from mac_lora_helpers.parameter_types import Metric, Number, Switch, Text, Whole
-from mac_lora_helpers.redaction import find_secrets
+from mac_lora_helpers.redaction import find_secrets, portable
 from mac_lora_helpers.smoke.real import REAL, real_model
 from mac_lora_helpers.troubleshooting import answer_in_notebook
 
 #: ``model_id`` / ``dataset_id`` of what ships with the package.
 EMBEDDED = "embedded"
 EMBEDDED_DIR = Path(__file__).with_name("smoke")
-
-#: Consent: counts only from this run's own parameters, environment or form, and is kept nowhere.
-CONSENT = ("trust_remote_code", "push", "submit_job")
 
 #: zsh and bash keep their own prompt in PROMPT/PS1; escapes like ``%n@%m %#`` are not a question.
 _SHELL_PROMPT = re.compile(r"%[nmMdl~#?hyTtDLjB0-9(/{]|\$\{|\\[uhwW$]")
@@ -194,13 +195,23 @@ class Config(BaseModel):
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
     _given: dict[str, tuple[Any, str]] = PrivateAttr(default_factory=dict)
     _draft: Draft | None = PrivateAttr(default=None)
+    _in_notebook: bool = PrivateAttr(default=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:
             _refuse_secrets({f"parameter {name}": value})
+        kept = getattr(self, name, None)
         super().__setattr__(name, value)
-        if name in type(self).model_fields:
-            self._sources[name] = "form"
+        if name not in type(self).model_fields:
+            return
+        if self._in_notebook and name in ("out_dir", "data_files", "dataset_id", "model_id", "adapter_dir"):
+            try:
+                self.refuse_inputs_among_outputs()
+            except InputError as error:
+                super().__setattr__(name, kept)
+                refused = {"type": PydanticCustomError("place", "{what}", {"what": error.what}), "loc": (name,), "input": value}
+                raise ValidationError.from_exception_data("Config", [refused]) from None
+        self._sources[name] = "form"
         if name in ("data_files", "dataset_id") and not self.asked("preset"):
             self.take_preset(_default_preset({"data_files": self.data_files, "dataset_id": self.dataset_id}))
             self._sources["preset"] = "default"
@@ -276,6 +287,30 @@ class Config(BaseModel):
         """Rows per optimizer step on one device."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
+    def inputs(self) -> list[tuple[str, str]]:
+        """(parameter, path) of what this run reads from this machine's disk: files of data, a model's folder, an adapter's."""
+        found = [("data_files", path) for pattern in self.data_patterns for path in [pattern, *glob.glob(pattern, recursive=True)]]
+        named = [(name, os.path.expanduser(getattr(self, name))) for name in ("model_id", "dataset_id", "adapter_dir")]
+        return [(name, path) for name, path in [*found, *named] if path not in ("", EMBEDDED, REAL) and os.path.exists(path)]
+
+    def refuse_inputs_among_outputs(self) -> None:
+        """An input must not lie where an output would; the run's own adapter may be named.
+
+        Raises:
+            InputError: one does. Nothing has been written.
+        """
+        root = Path(self.out_dir).expanduser().absolute()
+        own = [root.resolve() / name for name in ("adapter", "checkpoints")]
+        inputs = [(name, path) for name, path in self.inputs() if name != "adapter_dir" or not _is_below(Path(path).resolve(), root, own)]
+        refuse_inputs(root, inputs, [path for path, _ in ARTIFACTS.values()])
+
+    def consents(self) -> list[str]:
+        """What this run may do beside reading and computing, each in one line."""
+        code = f"trust_remote_code is on: Python code that comes with {portable(self.model_id)} may run on this machine"
+        sent = f"push is on: {self.push_artifacts} will be sent to {self.repo_id or 'the Hub'}"
+        told = {"trust_remote_code": code, "push": sent, "submit_job": "submit_job is on: a cloud job will be started, and it costs money"}
+        return [told[name] for name in CONSENT if getattr(self, name)]
+
     def names(self, *stages: str) -> list[str]:
         """Parameter names that the given stages own, in the order above."""
         return [name for name, field in type(self).model_fields.items() if field.json_schema_extra["stage"] in stages]
@@ -286,7 +321,7 @@ class Config(BaseModel):
         Raises:
             InputError: the caller set one of them to something else; ``made_by`` must run again.
         """
-        names = [name for name in ("preset", *self.names(*stages)) if name in saved]
+        names = [name for name in ("preset", *self.names(*stages)) if name in saved and name not in CONSENT]
         had = resolve({"preset": self.preset, **{name: saved[name] for name in names}}, env={})
         for name in names:
             asked, kept = _expanded(getattr(self, name)), _expanded(getattr(had, name))
@@ -299,7 +334,9 @@ class Config(BaseModel):
         own = {name: getattr(self, name) for name in type(self).model_fields if self.source_of(name) not in ("preset", "default")}
         merged = had.model_copy(update={name: value for name, value in own.items() if name not in names})
         merged._sources = {**had._sources, **self._sources, **dict.fromkeys(names, "saved")}
-        merged._given, merged._draft = self._given, self._draft
+        merged._given, merged._draft, merged._in_notebook = self._given, self._draft, self._in_notebook
+        for line in merged.consents()[: merged.trust_remote_code and merged.model_id != self.model_id]:
+            print(line)
         return merged
 
 
@@ -409,11 +446,13 @@ def configure(namespace: Mapping[str, Any], env: Mapping[str, str] | None = None
     injected = {name: namespace[name] for name in _injected_names(namespace) if name in namespace}
     explicit = {**edited, **injected}
     config = resolve(explicit, env)
-    if os.environ.get("MAC_LORA_HEADLESS") == "1":
-        return config
-    draft = Draft(config.out_dir, set(Config.model_fields) - set(CONSENT))
-    config = resolve(explicit, env, draft.read())
-    config._draft = draft
+    if os.environ.get("MAC_LORA_HEADLESS") != "1":
+        draft = Draft(config.out_dir, set(Config.model_fields) - set(CONSENT))
+        config = resolve(explicit, env, draft.read())
+        config._draft = draft
+    config.refuse_inputs_among_outputs()
+    config._in_notebook = True
+    print("\n".join(config.consents()), end="\n" if config.consents() else "")
     return config
 
 
@@ -435,6 +474,10 @@ def _environment_values(env: Mapping[str, str]) -> dict[str, str]:
     if "prompt" in values and _SHELL_PROMPT.search(values["prompt"]):
         del values["prompt"]
     return values
+
+
+def _is_below(path: Path, root: Path, own: list[Path]) -> bool:
+    return path == root.resolve() or any(folder == path or folder in path.parents for folder in own)
 
 
 def _expanded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, a disk's refusals in the user's terms, and text without what is private.
+"""Files that are there whole or not at all, what lies at a path, a disk's refusals in the user's terms, JSON with its shape checked.
 
 Writes go to a temporary name beside the target and are renamed into place.
 """
@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import json
 import os
+import re
 import shutil
+import stat
 import tempfile
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
-from mac_lora_helpers.redaction import portable, portable_tree
-
-__all__ = ["REFUSALS", "atomic_file", "atomic_folder", "disk_errors", "is_disk_full", "portable", "portable_tree", "refusal"]
+from mac_lora_helpers.redaction import portable as portable  # rooms that are not rebuilt yet look for it here
+from mac_lora_helpers.text import size
 
 #: What the system says when a folder cannot be used → in the user's terms.
 REFUSALS = {
@@ -29,8 +35,94 @@ REFUSALS = {
     errno.ENOTEMPTY: "a folder stands where a file is needed",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "a link that leads back to itself",
+    errno.ENXIO: "a socket stands where a file is needed",
     errno.EIO: "the disk reports an error",
 }
+
+
+#: What ``os.stat`` calls it → what people call it.
+_KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+#: How JSON calls a value's type.
+_JSON = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
+#: Scratch folders begin with this; a lock says that their process lives.
+SCRATCH = "maclora-"
+
+
+def kind(path: str | os.PathLike[str]) -> str:
+    """What lies at a path: ``a file``, ``a folder``, ``a pipe``, ``a link that leads nowhere``, ``nothing``, …"""
+    try:
+        return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "something that is no file")
+    except OSError as error:
+        if os.path.islink(path):
+            return REFUSALS[errno.ELOOP] if error.errno == errno.ELOOP else "a link that leads nowhere"
+        return "something that this user may not see" if error.errno == errno.EACCES else "nothing"
+
+
+def mismatch(value: Any, shape: Any, place: str = "") -> str:
+    """Where a JSON value is not of its declared shape; empty if it is.
+
+    Args:
+        shape: a type; a tuple of types; ``[shape]`` for a list; a dict of names and shapes, where ``name?`` may be missing.
+        place: the field's name so far.
+    """
+    if isinstance(shape, list):
+        items = value if isinstance(value, list) else []
+        found = "" if isinstance(value, list) else _not_a(value, (list,), place)
+        return found or next((told for i, item in enumerate(items) if (told := mismatch(item, shape[0], f"{place}[{i}]"))), "")
+    if not isinstance(shape, dict):
+        return _not_a(value, shape if isinstance(shape, tuple) else (shape,), place)
+    if not isinstance(value, dict):
+        return _not_a(value, (dict,), place)
+    for name, inner in shape.items():
+        key, field = name.removesuffix("?"), f"{place}.{name.removesuffix('?')}".lstrip(".")
+        if key not in value and name == key:
+            return f"{field} is missing"
+        if key in value and (told := mismatch(value[key], inner, field)):
+            return told
+    return ""
+
+
+def _not_a(value: Any, types: tuple[Any, ...], place: str) -> str:
+    types = tuple(type(None) if item is None else item for item in types)
+    if isinstance(value, types) and not (isinstance(value, bool) and bool not in types):
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool) and float in types:
+        return ""
+    return f"{place or 'the whole'} is {_JSON.get(type(value), 'something else')}, not {' or '.join(_JSON[item] for item in types)}"
+
+
+def read_json(path: Path, shape: Any = dict, fix: str = "") -> Any:
+    """A JSON file whose shape is checked.
+
+    Args:
+        shape: as in :func:`mismatch`. fix: which step makes the file again.
+
+    Raises:
+        InputError: it cannot be read, is no JSON, or not of this shape; the message names file and field.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        wrong = mismatch(value, shape)
+    except (ValueError, OSError, RecursionError) as error:
+        wrong = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if wrong:
+        raise InputError(f"{path.name} cannot be read: {wrong}", where=portable(str(path)), fix=fix) from None
+    return value
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -39,18 +131,23 @@ def is_disk_full(error: BaseException) -> bool:
         return True
     told = str(error).lower()
     system = ("no space left", "disk quota", "os error 28")
-    # torch.save says no more than that a write failed, in four ways
+    # torch.save says no more than that a write failed, in four ways; NumPy gives two numbers
     torch = ("file write failed", "failed writing file", "iostream error", "unexpected pos")
-    return any(word in told for word in (*system, *torch))
+    return any(word in told for word in (*system, *torch)) or bool(re.search(r"\d+ requested and \d+ written", told))
 
 
-def refusal(error: OSError, path: Path, verb: str = "written") -> UserError:
-    """What the system's refusal means, in the user's terms."""
+def refusal(error: OSError, path: Path, verb: str = "written", needs: int | None = None, had: int | None = None) -> UserError:
+    """What the system's refusal means, in the user's terms.
+
+    Args:
+        needs: bytes that the whole would take, where that is known. had: bytes for which there was room.
+    """
     where = portable(str(path))
     if is_disk_full(error):
-        return CheckFailed(
-            f"{path.name} cannot be {verb}: the disk is full", where=where, fix="make room and run again; what was finished before is kept"
-        )
+        room = f"; there was room for {size(_free(path.parent) if had is None else had)}"
+        wanted = f", and {size(needs)} are needed" if needs else ""
+        what = f"{path.name} cannot be {verb}: the disk is full{room}{wanted}"
+        return CheckFailed(what, where=where, fix="make room and run again; what was finished before is kept")
     reason = REFUSALS.get(error.errno or 0) or error.strerror or type(error).__name__
     return InputError(f"{path.name} cannot be {verb}: {reason}", where=where, fix="mend that, or choose another out_dir")
 
@@ -64,22 +161,47 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise refusal(error, path) from None
 
 
+def need_room(path: Path, needs: int | None) -> None:
+    """Refuses before the first byte what cannot fit.
+
+    Raises:
+        CheckFailed: fewer bytes are free beside ``path`` than it needs.
+    """
+    if needs and _free(path.parent) < needs:
+        raise refusal(OSError(errno.ENOSPC, ""), path, needs=needs)
+
+
+def _free(folder: Path) -> int:
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _bytes_of(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
 @contextlib.contextmanager
-def _filling(path: Path) -> Iterator[None]:
+def _filling(path: Path, temporary: Path, needs: int | None) -> Iterator[None]:
     """A full disk while an artefact is filled, whoever writes; other errors of the block are its own."""
+    need_room(path, needs)
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if is_disk_full(error):
-            raise refusal(OSError(errno.ENOSPC, ""), path) from None
-        raise
+        if not is_disk_full(error):
+            raise
+        raise refusal(OSError(errno.ENOSPC, ""), path, needs=needs, had=_bytes_of(temporary) + _free(path.parent)) from None
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, needs: int | None = None) -> Iterator[Path]:
     """Yields a temporary path in the same folder; renames it to ``path`` if the block succeeds.
+
+    Args:
+        needs: bytes that the file will take, where that is known: without them nothing is begun.
 
     Raises:
         InputError: the folder cannot be written. CheckFailed: the disk is full.
@@ -90,7 +212,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.close(handle)
     temporary = Path(name)
     try:
-        with _filling(path):
+        with _filling(path, temporary, needs):
             yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -102,18 +224,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty temporary folder; puts it in the place of ``path`` if the block succeeds.
-
-    Raises:
-        InputError: the folder cannot be written. CheckFailed: the disk is full.
-    """
+def atomic_folder(path: Path, needs: int | None = None) -> Iterator[Path]:
+    """Yields an empty temporary folder; puts it in the place of ``path`` if the block succeeds. Otherwise as :func:`atomic_file`."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     old = temporary.with_name(temporary.name + ".old")
     try:
-        with _filling(path):
+        with _filling(path, temporary, needs):
             yield temporary
         with disk_errors(path):
             temporary.chmod(0o755)
@@ -125,3 +243,47 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(old, path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+class Scratch:
+    """A temporary folder that goes with its object, at the latest with its process; what a killed one left, the next one sweeps.
+
+    Args:
+        purpose: a word in its name. place: where; by default the system's folder for such things.
+    """
+
+    def __init__(self, purpose: str, place: str | None = None) -> None:
+        where = Path(place or tempfile.gettempdir())
+        sweep_scratch(where)
+        with disk_errors(where / SCRATCH):
+            self.path = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{purpose}-", dir=where))
+        handle = os.open(self.path, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.close = weakref.finalize(self, _forget, self.path, handle)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _forget(folder: Path, handle: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(handle)
+
+
+def sweep_scratch(place: Path) -> None:
+    """Removes scratch folders of this user's whose process has ended."""
+    for folder in place.glob(f"{SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or time.time() - about.st_mtime < 5:
+                continue  # another's, or so new that its lock may not be there yet
+            handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)

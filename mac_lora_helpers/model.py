@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers import language
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.compat import known_warnings
 from mac_lora_helpers.config import EMBEDDED, Config
@@ -195,7 +196,8 @@ def _no_model(folder: Path | None, names: set[str], settings: dict[str, Any] | N
     causal = not architectures or re.search(r"CausalLM|LMHead|ForConditionalGeneration", architectures)
     if settings.get("is_encoder_decoder") or not causal:
         return "its architecture is no causal language model", "name a chat model"
-    return None
+    what = language.problem(settings)
+    return (what, language.FIX) if what else None
 
 
 def _kind(settings: dict[str, Any]) -> str:
@@ -422,7 +424,7 @@ def load_base(config: Config, dtype: str = "float32", device: str = "cpu") -> An
 
     options = {"dtype": getattr(torch, dtype), "trust_remote_code": config.trust_remote_code, "use_safetensors": True}
     with readable(config), quiet():
-        model = AutoModelForCausalLM.from_pretrained(require_base(config), **options).to(device)
+        model = AutoModelForCausalLM.from_pretrained(require_base(config), **options, **language.language_part(config)).to(device)
     settle_threads(model.num_parameters(), device)
     return model
 

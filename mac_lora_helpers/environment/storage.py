@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mac_lora_helpers import language
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check, fail, ok, warn
 from mac_lora_helpers.environment.machine import Package, size
@@ -39,7 +40,8 @@ def check_model(model: Base) -> Check:
     if model.parameters is None:
         detail = f"{model.name}: size unknown (no number in its name, and its weights are not here), {place}"
         return warn("Model", detail, f"look at https://huggingface.co/{model.name}")
-    kind = {"vision": "vision-language", "text": "text"}.get(model.kind, "taken for a text model")
+    kinds = {"vision": f"takes more than text: {language.told(model.settings)}", "text": "text"}
+    kind = kinds.get(model.kind, "taken for a text model")
     extra = f", quantized ({model.quantized})" if model.quantized else ""
     return ok("Model", f"{model.name}: {model.size} parameters ({model.source}), {kind}{extra}, {place}")
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mac_lora_helpers import language
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.environment.checks import ELSEWHERE, Check, memory_guidance
 from mac_lora_helpers.environment.device import Choice
@@ -64,12 +65,10 @@ def _still_possible(machine: Machine, facts: dict[str, Any]) -> list[str]:
 
 
 def _recipe_limits(model: Base) -> list[str]:
-    """Limits that hold on every machine: this suite trains text models with LoRA on unquantized weights."""
-    if model.kind == "vision":
-        return [f"{model.name} is a vision-language model: its language part trains here, training on images belongs on a cloud GPU"]
-    if model.quantized:
-        return [f"its weights are quantized ({model.quantized}): training those (QLoRA) needs CUDA libraries; use the original model here"]
-    return []
+    """Limits that hold on every machine: this suite trains with LoRA on unquantized weights."""
+    if not model.quantized:
+        return []
+    return [f"its weights are quantized ({model.quantized}): training those (QLoRA) needs CUDA libraries; use the original model here"]
 
 
 def _rule(model: Base, config: Config, machine: Machine) -> list[str]:
@@ -112,7 +111,7 @@ def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, ne
     if model.problem:
         return []
     if model.parameters is None:
-        reasons = [f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters and takes no images"]
+        reasons = [f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters"]
     elif device.name == "cuda":
         reasons = [f"{model.size} parameters take roughly {size(needed)} and fit on this GPU; the limits for a Mac do not apply"]
     else:
@@ -122,6 +121,8 @@ def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, ne
         advice, most = memory_guidance(machine.memory_bytes or 0)
         if machine.apple_silicon and model.parameters > most:
             reasons.append(f"larger than the guidance for this memory ({advice}): watch memory pressure")
+    if model.kind == "vision":
+        reasons.append(f"{model.name} takes more than text: {language.told(model.settings)}")
     if device.name == "cpu":
         reasons.append(f"{device.reason}: the CPU trains the same numbers, slower than a GPU")
     return reasons

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mac_lora_helpers import origin
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.evaluation.intervals import (
@@ -221,4 +220,4 @@ def save(run: RunDir, metrics: Mapping[str, Any], answers: Rows, trained: Any) -
     with run.writing("saving the evaluation"):
         run.path("eval_metrics").unlink(missing_ok=True)
         run.write_lines("eval_samples", answers)
-        run.write_json("eval_metrics", {**metrics, **origin.record(run, trained.adapter.folder)})
+        run.write_json("eval_metrics", {**metrics, **run.made_from(trained.adapter.folder)})

@@ -18,7 +18,7 @@ from mac_lora_helpers import __version__, threads
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import PRESETS, Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.suite.job_commands import add_job
 from mac_lora_helpers.troubleshooting import explain
 
@@ -134,9 +134,8 @@ def _explicit(arguments: argparse.Namespace, **options: Any) -> dict[str, Any]:
 def _config(explicit: dict[str, Any]) -> Config:
     threads.settle()
     config = resolve(explicit)
-    if config.trust_remote_code:
-        told = f"Python code that comes with {portable(config.model_id)} may run on this machine"
-        print(f"mac-lora: trust_remote_code is on: {told}", file=sys.stderr)
+    for line in config.consents():
+        print(f"mac-lora: {line}", file=sys.stderr)
     if config.source_of("prompt") == "preset" and "PROMPT" in os.environ:
         print("mac-lora: PROMPT holds the shell's own prompt and is not used as a question", file=sys.stderr)
     return config

@@ -8,7 +8,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, MissingArtifact
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 #: Command → what it does.
 ACTIONS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.sources import load
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.files import portable
 from mac_lora_helpers.model import find_base
+from mac_lora_helpers.redaction import portable
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -17,10 +17,11 @@ def preflight(config: Config) -> None:
     """Refuses what could only fail later.
 
     Raises:
-        InputError: a data file that is not there or empty, a model folder without its files.
+        InputError: a data file that is not there or empty, a model folder without its files, an input where an output would lie.
     """
     check_data_files(config)
     check_model_folder(config)
+    config.refuse_inputs_among_outputs()
 
 
 def check_data_files(config: Config) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import atomic_file, portable
+from mac_lora_helpers.files import atomic_file
+from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.troubleshooting import Failure, explain, recognise, shown_in
 
 _ENGINE = {"kernel_name": "python3", "coalesce_streams": True, "store_widget_state": False, "log_output": False}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.errors import UserError
 from mac_lora_helpers.export.job import record as records
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 
 def summary(run: RunDir, names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import UserError
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 
 
 def train(config: Config) -> int:

@@ -6,10 +6,9 @@ import math
 import re
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.origin import adapter_digest
 from mac_lora_helpers.training import resume
 from mac_lora_helpers.training.batches import rows_of
 from mac_lora_helpers.training.recipe import quiet

@@ -79,13 +79,13 @@ def count(config: Config, model_config: Any, rows: int, tokens: int, device: str
 
 def _count(config: Config, model_config: Any, *batch: Any) -> Counted:
     whole = meta_model(model_config, config.dtype)
-    base, layers, lora = sum(p.numel() for p in whole.parameters()), len(decoder_layers(whole)), _lora(config, whole)
+    base, layers, lora = sum(p.numel() for p in whole.parameters()), len(decoder_layers(whole)), lora_for(config, whole)
     active = len(lora.layers_to_transform or range(layers))
     if active < 3 or not _alike(whole):
         return replace(_run(whole, lora, *batch), base=base)
     short = _shortened(model_config, 3)
     model = meta_model(short, config.dtype)
-    found = _run(model, _lora(config, model, layers=0), *batch)
+    found = _run(model, lora_for(config, model, layers=0), *batch)
     first, middle, last = found.layers
     stretched = (0,) * (layers - active) + (first,) + (middle,) * (active - 2) + (last,)
     return replace(found, base=base, layers=stretched, adapter=found.adapter * active // 3, lora=lora)
@@ -100,7 +100,8 @@ def meta_model(model_config: Any, dtype: str) -> Any:
         return AutoModelForCausalLM.from_config(copy.deepcopy(model_config), dtype=getattr(torch, dtype))
 
 
-def _lora(config: Config, model: Any, layers: int | None = None) -> Any:
+def lora_for(config: Config, model: Any, layers: int | None = None) -> Any:
+    """``peft.LoraConfig`` with the shapes of the recipe's; ``layers``: in place of ``lora_layers``."""
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 

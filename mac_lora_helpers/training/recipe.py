@@ -12,6 +12,7 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.compat import known_warnings
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.language import language_part
 from mac_lora_helpers.model import require_base
 from mac_lora_helpers.training import memory, processes
 from mac_lora_helpers.training.targets import find_targets, linear_modules, top_layers
@@ -58,7 +59,11 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
     with quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                require_base(config), dtype=getattr(torch, dtype.name), trust_remote_code=config.trust_remote_code, use_safetensors=True
+                require_base(config),
+                dtype=getattr(torch, dtype.name),
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                **language_part(config),
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
@@ -116,6 +121,7 @@ FIXED: dict[str, Any] = {
     "optim": "adamw_torch",
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
+    "router_aux_loss_coef": 0.0,  # routers of experts stay as they are: nothing to balance, and the loss stays the answers' own
     "fp16": False,
     "bf16": False,
     "packing": False,

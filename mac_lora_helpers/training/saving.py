@@ -7,9 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.origin import adapter_digest
 from mac_lora_helpers.training.base import base_weights
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")

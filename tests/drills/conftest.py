@@ -12,8 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from mac_lora_helpers import origin
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config, resolve
 
 ROWS = 24
@@ -74,7 +73,7 @@ def make(folder: Path, word: str, seed: int) -> Made:
     format_data(made)
     train(made)
     evaluate(made)
-    about = origin.adapter_digest(run.need("adapter"))
+    about = adapter_digest(run.need("adapter"))
     run.write_json("equivalence", {"passed": None, "artefacts": [], "control": {}, "conditions": {"adapter_digest": about}})
     write_card(run, config)
     return made

@@ -25,6 +25,7 @@ from drills import conftest as runs
 from drills.conftest import Made
 from mac_lora_helpers.artifacts import ARTIFACTS
 from mac_lora_helpers.errors import UserError
+from mac_lora_helpers.ownership import MARKER
 
 
 def stage_01(made: Made) -> None:
@@ -105,7 +106,7 @@ def unreadable(made: Made) -> list[str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob(".*") if "checkpoints" not in str(path)]
+    return [str(path.relative_to(folder)) for path in folder.rglob(".*") if "checkpoints" not in str(path) and path.name != MARKER]
 
 
 def drill(number: int, kill: int, share: float, finished: Made, seconds: float, folder: Path) -> list[str]:

@@ -43,9 +43,9 @@ def lines():
     run.write_lines("train", ({"text": "y" * 1000} for _ in range(300)))
 
 STEPS = {
-    "json": lambda: run.write_json("environment", {"new": "x" * 300_000}), "lines": lines, "folder": folder, "figure": figure,
+    "json": lambda: run.write_json("job_result", {"new": "x" * 300_000}), "lines": lines, "folder": folder, "figure": figure,
     "weights": weights, "text": lambda: run.write_text("card", "z" * 300_000), "path": lambda: run.path("manifest"),
-    "running": lambda: run.running("a run").__enter__(), "read": lambda: run.read_json("environment"),
+    "running": lambda: run.running("a run").__enter__(), "read": lambda: run.read_json("job_result"),
 }
 for name in wanted:
     try:
@@ -74,7 +74,7 @@ def small_disk(folder: Path, kilobytes: int) -> str:
 def old(tmp_path) -> Path:
     """A folder with an old artefact, to be copied onto the disk."""
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "environment.json").write_text('{"old": 1}')
+    (tmp_path / "old" / "job_result.json").write_text('{"old": 1}')
     (tmp_path / "disk").mkdir()
     return tmp_path
 
@@ -89,7 +89,7 @@ def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(old):
     disk = old / "disk"
-    mounts = f"{small_disk(disk, 64)}\ncp '{old}/old/environment.json' '{disk}'\nmkdir '{disk}/adapter'; echo 1 > '{disk}/adapter/old'"
+    mounts = f"{small_disk(disk, 64)}\ncp '{old}/old/job_result.json' '{disk}'\nmkdir '{disk}/adapter'; echo 1 > '{disk}/adapter/old'"
     script = STEPS + "print('left', sorted(str(p.relative_to(run.root)) for p in run.root.rglob('*') if p.is_file()), sep='\\t')"
     found = outcomes(in_namespace(mounts, PYTHON, "-c", script, str(disk), *STEP_NAMES, "read"))
     for name in [n for n in STEP_NAMES if n != "figure"]:
@@ -98,13 +98,13 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(old):
         assert "what was finished before is kept" in found[name][1]
     assert found["figure"][0] in ("CheckFailed", "done")  # a small picture may still fit
     assert found["read"] == ["done"]
-    assert {"environment.json", "adapter/old"} <= set(json.loads(found["left"][0].replace("'", '"')))
+    assert {"job_result.json", "adapter/old"} <= set(json.loads(found["left"][0].replace("'", '"')))
     assert not [name for name in json.loads(found["left"][0].replace("'", '"')) if "/." in name or name.startswith(".")]
 
 
 def test_a_read_only_disk_is_told_and_can_be_read(old):
     disk = old / "disk"
-    mounts = f"{small_disk(disk, 512)}\ncp '{old}/old/environment.json' '{disk}'\nmount -o remount,ro '{disk}'"
+    mounts = f"{small_disk(disk, 512)}\ncp '{old}/old/job_result.json' '{disk}'\nmount -o remount,ro '{disk}'"
     found = outcomes(in_namespace(mounts, PYTHON, "-c", STEPS, str(disk), *STEP_NAMES, "path", "running", "read"))
     assert found.pop("read") == ["done"]
     for name, (kind, text) in found.items():

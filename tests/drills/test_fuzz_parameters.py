@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from drills.fuzzing import NAME, NASTY, TEXT, VALUE, bounded, few, many
 from mac_lora_helpers.config import Config, configure, resolve
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.suite.cli import main
 from mac_lora_helpers.suite.runner import choose
 

@@ -19,6 +19,7 @@ from mac_lora_helpers import data
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.ownership import MARKER
 
 NAMES = {
     "spaces": "my  first run ",
@@ -66,7 +67,7 @@ def test_any_folder_name_holds_a_run(name, tmp_path):
             (folder / "adapter_config.json").write_text("{}")
     assert manifest["rows"]["accepted"] == 8
     assert data.load_tokens(RunDir(place / name))[0] == manifest
-    assert sorted(os.listdir(place / name)) == ["adapter", "data"]
+    assert sorted(os.listdir(place / name)) == [MARKER, "adapter", "data"]
 
 
 @pytest.mark.parametrize("name", ["x" * 256, "a\0b", "x/" * 3000])
@@ -77,11 +78,11 @@ def test_names_that_no_disk_takes(name, tmp_path):
 
 def test_leftovers_are_cleared_in_a_folder_with_glob_characters(tmp_path):
     run = RunDir(tmp_path / "run[1]*?")
-    run.write_json("environment", {})
-    (run.root / ".environment.abcd1234.json").write_text("{")
+    run.write_json("job_result", {})
+    (run.root / ".job_result.abcd1234.json").write_text("{")
     with run.running("next"):
         pass
-    assert os.listdir(run.root) == ["environment.json"]
+    assert sorted(os.listdir(run.root)) == [MARKER, "job_result.json"]
 
 
 # Clocks
@@ -156,7 +157,7 @@ def test_notebooks_without_home_utf8_or_a_simple_name(tmp_path):
     done = mac_lora("run", f"--run-dir={name}", *parameters, folder=tmp_path, HOME="/dev/null/home", **PLAIN)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / name / "run.json").read_text())["status"] == "passed"
-    assert not [path.name for path in (tmp_path / name).iterdir() if path.name.startswith(".")]
+    assert not [path.name for path in (tmp_path / name).iterdir() if path.name.startswith(".") and path.name != MARKER]
 
 
 # Few rows and many

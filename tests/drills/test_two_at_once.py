@@ -11,9 +11,10 @@ import threading
 
 import pytest
 
-from mac_lora_helpers import artifacts_lock
+from mac_lora_helpers import locks
 from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.artifacts_lock import RunDirBusy
+from mac_lora_helpers.locks import RunDirBusy
+from mac_lora_helpers.ownership import MARKER
 
 #: A process that takes a lock, says so, and holds it until it is told to stop.
 HOLDER = """
@@ -27,12 +28,12 @@ with getattr(run, sys.argv[1])("training"):
 #: A process that writes once; prints what came of it.
 WRITER = """
 import sys
-from mac_lora_helpers import artifacts_lock
+from mac_lora_helpers import locks
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import UserError
-artifacts_lock.PATIENCE = float(sys.argv[2])
+locks.PATIENCE = float(sys.argv[2])
 try:
-    RunDir(sys.argv[1]).write_json("environment", {"by": sys.argv[3]})
+    RunDir(sys.argv[1]).write_json("job_result", {"by": sys.argv[3]})
     print("written")
 except UserError as error:
     print(type(error).__name__, error)
@@ -61,7 +62,7 @@ def holder(tmp_path):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(artifacts_lock, "PATIENCE", 0.2)
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
 
 
 def let_go(process: subprocess.Popen) -> None:
@@ -73,23 +74,23 @@ def let_go(process: subprocess.Popen) -> None:
 def test_the_second_is_told_who_holds_it(kind, holder, tmp_path, impatient):
     process = holder(kind)
     with pytest.raises(RunDirBusy) as caught:
-        RunDir(tmp_path).write_json("environment", {})
+        RunDir(tmp_path).write_json("job_result", {})
     told = str(caught.value)
     record = json.loads((tmp_path / (".run.lock" if kind == "running" else ".write.lock")).read_text())
     assert record["pid"] == process.pid
     for part in (f"process {process.pid}", record["host"], record["since"], "training", "out_dir"):
         assert part in told
-    assert not (tmp_path / "environment.json").exists()
+    assert not (tmp_path / "job_result.json").exists()
     let_go(process)
-    RunDir(tmp_path).write_json("environment", {})
-    assert os.listdir(tmp_path) == ["environment.json"], "a lock was left behind"
+    RunDir(tmp_path).write_json("job_result", {})
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "job_result.json"], "a lock was left behind"
 
 
 @pytest.mark.parametrize("kind", ["writing", "running"])
 def test_readers_need_no_lock(kind, holder, tmp_path):
-    RunDir(tmp_path).write_json("environment", {"a": 1})
+    RunDir(tmp_path).write_json("job_result", {"a": 1})
     holder(kind)
-    assert RunDir(tmp_path).read_json("environment") == {"a": 1}
+    assert RunDir(tmp_path).read_json("job_result") == {"a": 1}
 
 
 @pytest.mark.parametrize("kind", ["writing", "running"])
@@ -100,11 +101,11 @@ def test_a_dead_process_holds_nothing(kind, signum, holder, tmp_path, capfd):
     process.wait(20)
     run = RunDir(tmp_path)
     with getattr(run, kind)("next"):
-        run.write_json("environment", {})
+        run.write_json("job_result", {})
     told = "".join(capfd.readouterr())
     assert "taken over" in told
     assert f"process {process.pid}" in told
-    assert os.listdir(tmp_path) == ["environment.json"]
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "job_result.json"]
 
 
 def test_two_runs_of_the_suite(holder, tmp_path):
@@ -125,48 +126,48 @@ def test_kernels_of_the_run_may_write_and_others_may_not(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path), "0.2"]
     with RunDir(tmp_path).running("the suite") as _:
         own = subprocess.run([*command, "kernel"], capture_output=True, text=True, check=True)
-        strange = {name: value for name, value in os.environ.items() if name != artifacts_lock.MARK}
+        strange = {name: value for name, value in os.environ.items() if name != locks.MARK}
         other = subprocess.run([*command, "other"], capture_output=True, text=True, check=True, env=strange)
         old = subprocess.run(
-            [*command, "kernel of a dead run"], capture_output=True, text=True, check=True, env={**strange, artifacts_lock.MARK: "0"}
+            [*command, "kernel of a dead run"], capture_output=True, text=True, check=True, env={**strange, locks.MARK: "0"}
         )
     assert own.stdout == "written\n", own.stdout
     assert other.stdout.startswith("RunDirBusy")
     assert old.stdout.startswith("RunDirBusy")
-    assert RunDir(tmp_path).read_json("environment") == {"by": "kernel"}
-    assert artifacts_lock.MARK not in os.environ
+    assert RunDir(tmp_path).read_json("job_result") == {"by": "kernel"}
+    assert locks.MARK not in os.environ
 
 
 def test_a_short_write_is_waited_for(holder, tmp_path):
     process = holder("writing")
     threading.Timer(0.5, process.stdin.close).start()
-    RunDir(tmp_path).write_json("environment", {})
-    assert RunDir(tmp_path).has("environment")
+    RunDir(tmp_path).write_json("job_result", {})
+    assert RunDir(tmp_path).has("job_result")
 
 
 def test_many_writers_at_once_each_write_whole(tmp_path):
     command = [sys.executable, "-c", WRITER, str(tmp_path), "60"]
     processes = [subprocess.Popen([*command, "x" * 20_000 + str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
     for i in range(30):
-        RunDir(tmp_path).write_json("environment", {"by": f"me{i}"})
-        RunDir(tmp_path).read_json("environment")
+        RunDir(tmp_path).write_json("job_result", {"by": f"me{i}"})
+        RunDir(tmp_path).read_json("job_result")
     assert [process.communicate(timeout=60)[0] for process in processes] == ["written\n"] * 2
-    assert os.listdir(tmp_path) == ["environment.json"]
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "job_result.json"]
 
 
 def test_blocks_of_one_process_nest(tmp_path):
     run = RunDir(tmp_path)
     with run.writing("outer"), RunDir(tmp_path).writing("inner"), run.folder("adapter") as folder:
         (folder / "a").write_text("1")
-        run.write_json("environment", {})
-    assert sorted(os.listdir(tmp_path)) == ["adapter", "environment.json"]
+        run.write_json("job_result", {})
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "adapter", "job_result.json"]
 
 
 def test_a_lock_file_with_rubbish_in_it(tmp_path, capfd):
     for text in ("", "{", "[1]", '{"pid": {}}', "\0" * 5000):
         (tmp_path / ".write.lock").write_text(text)
-        RunDir(tmp_path).write_json("environment", {})
-    assert os.listdir(tmp_path) == ["environment.json"]
+        RunDir(tmp_path).write_json("job_result", {})
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "job_result.json"]
 
 
 def test_the_lock_names_no_secret_and_no_home(tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_the_lock_names_no_secret_and_no_home(tmp_path, monkeypatch):
 def test_a_further_process_of_a_distributed_training_is_no_stranger(holder, tmp_path, monkeypatch):
     holder("writing")
     monkeypatch.setenv("RANK", "1")
-    RunDir(tmp_path).write_json("environment", {})
+    RunDir(tmp_path).write_json("job_result", {})
 
 
 def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
@@ -198,7 +199,7 @@ def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
     with run.running("next"):
         pass
     assert os.listdir(run.path("adapter")) == ["whole"]
-    assert sorted(os.listdir(tmp_path)) == ["adapter", "data"]
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "adapter", "data"]
     assert os.listdir(tmp_path / "data") == ["manifest.json"]
 
 

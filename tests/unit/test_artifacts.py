@@ -5,7 +5,9 @@ import pytest
 
 from mac_lora_helpers.artifacts import ARTIFACTS, NOTEBOOKS, RunDir
 from mac_lora_helpers.errors import InputError, MissingArtifact
-from mac_lora_helpers.files import atomic_file, portable
+from mac_lora_helpers.files import atomic_file
+from mac_lora_helpers.ownership import MARKER
+from mac_lora_helpers.redaction import portable
 
 
 def test_a_missing_artefact_names_its_notebook(tmp_path):
@@ -19,14 +21,14 @@ def test_every_artefact_belongs_to_a_notebook_or_the_suite():
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     run = RunDir(tmp_path)
-    run.write_json("environment", {"a": 1})
+    run.write_json("job_result", {"a": 1})
     with pytest.raises(ValueError, match="Out of range float"):
-        run.write_json("environment", {"a": float("nan")})
-    with pytest.raises(RuntimeError), atomic_file(run.path("environment")) as temporary:
+        run.write_json("job_result", {"a": float("nan")})
+    with pytest.raises(RuntimeError), atomic_file(run.path("job_result")) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert run.read_json("environment") == {"a": 1}
-    assert os.listdir(tmp_path) == ["environment.json"]
+    assert run.read_json("job_result") == {"a": 1}
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "job_result.json"]
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -40,7 +42,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with run.folder("adapter") as folder:
         (folder / "new").write_text("1")
     assert os.listdir(run.path("adapter")) == ["new"]
-    assert os.listdir(tmp_path) == ["adapter"]
+    assert sorted(os.listdir(tmp_path)) == [MARKER, "adapter"]
 
 
 def test_home_and_tokens_are_in_no_artefact(tmp_path, monkeypatch):
@@ -48,8 +50,8 @@ def test_home_and_tokens_are_in_no_artefact(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "not-of-the-usual-form-123")
     run = RunDir(tmp_path)
     secret = "hf_" + "aB3" * 12
-    run.write_json("environment", {"/Users/anna/k": ["/Users/anna/m", f"x {secret} y", "not-of-the-usual-form-123", "/Users/annabel/m"]})
-    text = run.path("environment").read_text()
+    run.write_json("job_result", {"/Users/anna/k": ["/Users/anna/m", f"x {secret} y", "not-of-the-usual-form-123", "/Users/annabel/m"]})
+    text = run.path("job_result").read_text()
     assert json.loads(text) == {"~/k": ["~/m", "x <secret removed> y", "<secret removed>", "/Users/annabel/m"]}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers import __version__, origin
+from mac_lora_helpers import __version__
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
@@ -84,9 +84,9 @@ def write_card(run: RunDir, config: Config) -> Card:
 def require_one_adapter(run: RunDir, config: Config) -> None:
     """Figures of another adapter would be a lie in this one's card."""
     if not config.adapter_dir:
-        origin.check_trained(run)
-        origin.check_about(run, adapter_folder(run, config), "train_metrics")
-    origin.check_about(run, adapter_folder(run, config), "eval_metrics", "equivalence")
+        run.check_trained()
+        run.check_about(adapter_folder(run, config), "train_metrics")
+    run.check_about(adapter_folder(run, config), "eval_metrics", "equivalence")
 
 
 def kinds_of(config: Config) -> list[str]:

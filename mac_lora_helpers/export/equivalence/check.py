@@ -10,8 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from mac_lora_helpers import origin
-from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
 from mac_lora_helpers.export.adapter import adapter_folder, trained_config
@@ -91,7 +90,7 @@ def check_equivalence(run: RunDir, config: Config) -> EquivalenceReport:
         "answers_scored": len(reference.scored()),
         "seconds": round(time.perf_counter() - start, 2),
     }
-    conditions["adapter_digest"] = origin.adapter_digest(adapter_folder(run, config))
+    conditions["adapter_digest"] = adapter_digest(adapter_folder(run, config))
     report = EquivalenceReport(artefacts, control(reference), conditions)
     run.write_json("equivalence", report.to_dict())
     return report

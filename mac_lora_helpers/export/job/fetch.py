@@ -73,6 +73,7 @@ def fetch_job(run: RunDir, state: JobState | None = None, into: str | Path | Non
     target = _target(run, into)
     repo = _full_name(job["repo_id"])
     with atomic_folder(target) as folder:
+        RunDir(folder).claim()
         commit = _download(repo, folder / "hub")
         result = _checked(folder / "hub", job, repo)
         files = _arrange(folder, result, job, target)

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mac_lora_helpers.artifacts import ARTIFACTS
+from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.suite.regress.cases import Case
@@ -38,7 +38,7 @@ def run_case(case: Case, folder: Path, start: Path | None, env: dict[str, str] |
         env: added to the environment of the process.
     """
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / RUN).mkdir(parents=True)
+    RunDir(folder / RUN).claim()
     if start is not None:
         _copy_earlier(start, folder / RUN, int(case.notebooks[0]))
     cost, begin = {"reference_seconds": reference_seconds(), "cpu_seconds": 0.0}, time.monotonic()

@@ -341,17 +341,15 @@ def other_settings(folder: Path) -> None:
 
 
 def foreign_adapter(folder: Path) -> None:
-    from mac_lora_helpers import origin
-
     run = RunDir(folder / "run")
     run.write_json("train_config", {"adapter_digest": "of another adapter"})
-    origin.check_trained(run)
+    run.check_trained()
 
 
 def two_runs_in_one_folder(folder: Path) -> None:
-    from mac_lora_helpers import artifacts_lock
+    from mac_lora_helpers import locks
 
-    with artifacts_lock.running(folder, "one run"), artifacts_lock.running(folder, "another"):
+    with locks.running(folder, "one run"), locks.running(folder, "another"):
         pass
 
 
