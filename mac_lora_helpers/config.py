@@ -169,7 +169,13 @@ class Config(BaseModel):
     merged_dtype: Literal["auto", "float32", "bfloat16", "float16"] = _param(
         "auto", "type of the merged weights on disk; auto: the base's own. The merge itself is always float32", "Export", "export"
     )
-    gguf_types: Text = _param("F16, Q8_0, Q4_0", "GGUF files to write: F32, F16, BF16, Q8_0, Q4_0, …; empty for none", "Export", "export")
+    gguf_types: Text = _param("F16, Q4_K_M", "GGUF files to write: F16, Q8_0, Q6_K, Q4_K_M, …; empty for none", "Export", "export")
+    mlx_export_bits: Literal[0, 4, 8] = _param(
+        0, "quantize the merged model for MLX: 4 or 8 bits; 0: MLX loads it as it is", "Export", "export"
+    )
+    check_minutes: Number = _param(
+        3, "minutes for the check of the exported files; few prompts are asked whatever it is", "Export", "export", gt=0, le=240
+    )
     push: bool = _param(False, "send to the Hub; off: a dry run that shows what would be sent", "Export", "export")
     repo_id: Text = _param("", "Hub repository, name or user/name", "Export", "export")
     private: bool = _param(True, "create the Hub repository as private", "Export", "export")

@@ -229,11 +229,11 @@ def equivalence_figure(report: Mapping[str, Any]) -> Picture:
     figure, (axes,) = _figure(1, "Does the export still say what the adapter said?", height=1.6 + 0.4 * max(1, len(bars)))
     drawn = axes.barh([name for name, *_ in bars], [100 * share for _, share, *_ in bars], color=[colour for *_, colour in bars])
     axes.bar_label(drawn, [f"{100 * share:.0f} %  {words}" for _, share, words, _ in bars], padding=4)
-    axes.set(xlabel="prompts answered with the same greedy tokens (%)", xlim=(0, 125), title="")
+    axes.set(xlabel="tokens of the adapter's answers that are the first choice here too (%)", xlim=(0, 125), title="")
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    figure.alt = "Prompts answered with the same greedy tokens: " + "; ".join(
+    figure.alt = "Tokens of the adapter's answers that are the first choice here too: " + "; ".join(
         f"{name} {100 * share:.0f} %, {words}" for name, share, words, _ in bars
     )
     return figure

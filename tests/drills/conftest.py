@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from exporting import Exported, export_all
 
 from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config, resolve
@@ -116,18 +117,18 @@ def evaluate(made: Made) -> None:
     evaluation.save(run, evaluation.score(losses, answers), answers, trained)
 
 
-def export(made: Made) -> None:
+def export(made: Made) -> Exported:
     """Notebook 05; takes longest."""
     from mac_lora_helpers import export as out
 
     run = made.run
     config = made.config.inherit(run.config("train_config"), "data", "training", made_by="03_lora_training.ipynb")
-    out.merge(run, config)
-    out.write_engine_files(run, config)
-    out.check_equivalence(run, config)
+    written = export_all(run, config)
+    written.check()
     out.write_card(run, config)
     out.write_job(run, config)
     out.push(out.plan_push(run, config), run)
+    return written
 
 
 @pytest.fixture(scope="session")

@@ -39,14 +39,12 @@ def stage_02(made: Made) -> None:
 
 
 def stage_05(made: Made) -> None:
+    from exporting import export_all
+
     from mac_lora_helpers import export
 
-    run = made.run
-    config = made.config.inherit(run.config("train_config"), "data", "training", made_by="03_lora_training.ipynb")
-    export.merge(run, config)
-    export.write_gguf(run, config)
-    export.write_mlx(run, config)
-    export.write_card(run, config)
+    export_all(made.run, made.config)
+    export.write_card(made.run, made.config)
 
 
 STAGES: list[Callable[[Made], None]] = [stage_01, stage_02, runs.train, runs.evaluate, stage_05]

@@ -35,9 +35,9 @@ def read_trained(made: Made) -> None:
 
 
 def read_for_export(made: Made) -> None:
-    from mac_lora_helpers.export.adapter import adapter_folder, read_adapter, trained_config
+    from mac_lora_helpers.export import open_source
 
-    read_adapter(adapter_folder(made.run, trained_config(made.run, made.config)))
+    assert open_source(made.run, made.config).updates.modules
 
 
 def read_for_card(made: Made) -> None:
@@ -333,14 +333,11 @@ def test_pickled_weights_are_nowhere_opened(light, tmp_path):
 @pytest.mark.slow
 def test_damaged_exports_are_not_passed(made):
     """Merged weights, GGUF and the MLX adapter, each damaged, in one check."""
-    from mac_lora_helpers import export
-
-    write_exports(made)
+    written = write_exports(made)
     exported = made.folder / "export"
     for path in [*exported.glob("gguf/*.gguf"), exported / "mlx/adapters.safetensors", exported / "merged/model.safetensors"]:
         truncated(path, path)
-    report = export.check_equivalence(made.run, made.config)
-    states = {item["name"]: item["passed"] for item in report.artefacts}
+    states = {name: entry["passed"] for name, entry in written.check().items()}
     assert [name for name, passed in states.items() if passed] == ["adapter (PEFT)"], states
     with pytest.raises(UserError, match="does not say what the adapter says"):
-        report.require_passed()
+        written.last.require_passed()

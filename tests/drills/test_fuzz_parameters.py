@@ -129,7 +129,7 @@ def test_any_choice_of_notebooks(only, start):
 @bounded
 @given(TEXT)
 def test_any_list_of_gguf_types(text):
-    from mac_lora_helpers.export.gguf.types import parse_types
+    from mac_lora_helpers.export.gguf.write import parse_types
 
     try:
         types = parse_types(text)

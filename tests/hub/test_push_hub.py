@@ -174,7 +174,7 @@ FAULTS = {
     "429 at commit": (r"/commit/", 429, "too many requests", "wait", 2),
     "429 at whoami": (r"whoami", 429, "too many requests", "wait", 2),
     "500 at create": (r"repos/create", 500, "trouble of its own (status 500)", "status.huggingface.co", 2),
-    "503 at the upload": (r"PUT /lfs/", 503, "trouble of its own (status 503)", "goes on from there", 5),
+    "503 at the upload": (r"PUT /lfs/", 503, "trouble of its own (status 503)", "goes on from there", 17),
     "no answer": (r"/commit/", 0, "cannot be reached", "check the connection", 2),
 }
 

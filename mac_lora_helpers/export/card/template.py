@@ -51,9 +51,9 @@ Not measured: `eval/metrics.json` was not there when this card was written.
 {% endif %}
 ## Do the exported files say the same?
 {% if equivalence %}
-Each file was given the same prompts as the adapter on its base, greedily decoded.
+Each file was asked, in its own engine, how likely every token of the adapter's own answers is.
 
-| file | prompts | prompt tokens equal | answers that agree | passed |
+| file | prompts | prompt tokens equal | tokens that are its first choice too | passed |
 |---|---|---|---|---|
 {% for row in equivalence %}| {{ row.name }} | {{ row.prompts }} | {{ row.ids }} | {{ row.agreement }} | {{ row.passed }} |
 {% endfor %}{% else %}

@@ -1,1 +1,1 @@
-"""Whether every exported artefact still says what the adapter said."""
+"""Does every exported artefact say what the trained adapter says? From cheap to dear: tensors, scores, text."""

@@ -1,1 +1,1 @@
-"""The model in llama.cpp's file format."""
+"""The model for llama.cpp, Ollama and LM Studio, written by llama.cpp's own tools."""

@@ -15,6 +15,7 @@ from mac_lora_helpers.export.hub.files import Upload, collect
 
 #: Seconds that a question to the Hub may take.
 PATIENCE = 20.0
+_SHOWN = 10
 _MAY_WRITE = ("admin", "write", "contributor")
 
 
@@ -63,6 +64,7 @@ class PushPlan:
         uploads: what would be sent. left_out: (path, reason).
         problems: each of them stops the push. notes: worth knowing.
         url: where it will be; empty while the user is not known.
+        commit, sent: after a push: its commit, and the files that the Hub did not have.
     """
 
     repo_id: str
@@ -76,6 +78,27 @@ class PushPlan:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     url: str = ""
+    commit: str | None = None
+    sent: list[str] = field(default_factory=list)
+
+    def require_sound(self) -> None:
+        """Nothing stands against the push.
+
+        Raises:
+            CheckFailed: the plan has problems, or a file changed since it was made.
+        """
+        if self.problems:
+            more = len(self.problems) - _SHOWN
+            listed = "\n    ".join([*self.problems[:_SHOWN], *([f"… and {more} more"] if more > 0 else [])])
+            raise CheckFailed(
+                "Nothing is sent: the plan has problems.",
+                where=f"\n    {listed}",
+                fix="remove or correct each of them, then plan again; a token that lay in a file should be revoked, not only deleted",
+            )
+        changed = [upload.path for upload in self.uploads if not upload.unchanged()]
+        if changed:
+            fix = "make the plan again, look at it, then push"
+            raise CheckFailed("Files changed since the plan was made.", where=", ".join(changed[:_SHOWN]), fix=fix)
 
     @property
     def files(self) -> list[dict[str, Any]]:

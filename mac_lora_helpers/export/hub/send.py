@@ -2,86 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.export.hub.errors import HubError, call
+from mac_lora_helpers.export.hub.errors import HubError, call, translate
 from mac_lora_helpers.export.hub.plan import PushPlan
 
-#: Called with (files done, files in all, path) after every file.
-Progress = Callable[[int, int, str], None]
 _SHOWN = 10
+_MESSAGE = "Upload with mac-lora-helpers"
 
 
-def push(plan: PushPlan, run: RunDir, on_progress: Progress | None = None) -> dict[str, Any]:
-    """Carries the plan out and writes ``export/push.json``.
+def push(plan: PushPlan, run: RunDir) -> dict[str, Any]:
+    """Carries the plan out as notebook 05's cell does, sits through passing failures, and writes ``export/push.json``.
 
-    A repository is made private, gets everything in one commit, and is made public last, if asked. An interrupted
-    push can be run again: files that arrived are not sent a second time.
-
-    Returns:
-        The content of ``push.json``: ``repo_id private dry_run files url who commit sent notes``.
+    An interrupted push can be run again: files that arrived are not sent a second time.
 
     Raises:
-        CheckFailed: the plan has problems (a secret, a file outside the run directory, …), a file changed since the plan,
-            or the Hub does not hold the planned bytes afterwards.
+        CheckFailed: the plan has problems, a file changed since, or the Hub does not hold the planned bytes afterwards.
         HubError: the Hub refused; the message says what to do.
     """
-    _refuse_problems(plan)
-    record: dict[str, Any] = {
-        "repo_id": plan.repo_id,
-        "private": plan.private,
-        "dry_run": plan.dry_run,
-        "files": plan.files,
-        "url": plan.url,
-        "who": plan.who,
-        "commit": None,
-        "sent": [],
-        "notes": plan.notes,
-    }
+    from huggingface_hub import HfApi
+
+    plan.require_sound()
     if not plan.dry_run:
-        record.update(_send(plan, on_progress))
+        call(plan.repo_id, HfApi().create_repo, plan.repo_id, private=True, exist_ok=True)
+        with sending(plan) as folder:
+            call(plan.repo_id, HfApi().upload_folder, repo_id=plan.repo_id, folder_path=folder, commit_message=_MESSAGE)
+    return record_push(plan, run)
+
+
+@contextmanager
+def hub_errors(plan: PushPlan) -> Iterator[None]:
+    """Inside, the Hub's refusals are said in the user's terms.
+
+    Raises:
+        HubError: the Hub refused; the message says what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = translate(error, plan.repo_id)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+@contextmanager
+def sending(plan: PushPlan) -> Iterator[Path]:
+    """A folder with exactly what was planned, to be uploaded inside; afterwards what the Hub holds is compared.
+
+    The repository is made public last, if asked for.
+
+    Raises:
+        CheckFailed: the repository became public meanwhile, or the Hub does not hold the planned bytes.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    api, quiet = HfApi(), are_progress_bars_disabled()
+    _refuse_public(api, plan)
+    before = _remote(api, plan.repo_id)
+    disable_progress_bars()
+    try:
+        with tempfile.TemporaryDirectory(prefix="push-") as place:
+            _lay_out(plan, Path(place))
+            yield Path(place)
+    finally:
+        if not quiet:
+            enable_progress_bars()
+    after = _check(api, plan)
+    if not plan.private:
+        call(plan.repo_id, api.update_repo_settings, plan.repo_id, private=False)
+    plan.commit = call(plan.repo_id, api.model_info, plan.repo_id).sha
+    plan.sent = [upload.path for upload in plan.uploads if before.get(upload.path) != after[upload.path]]
+
+
+def record_push(plan: PushPlan, run: RunDir) -> dict[str, Any]:
+    """Writes ``export/push.json``: ``repo_id private dry_run files url who commit sent notes``."""
+    names = ("repo_id", "private", "dry_run", "files", "url", "who", "commit", "sent", "notes")
+    record = {name: getattr(plan, name) for name in names}
     run.write_json("push", record)
     return record
 
 
-def _refuse_problems(plan: PushPlan) -> None:
-    if plan.problems:
-        more = len(plan.problems) - _SHOWN
-        listed = "\n    ".join([*plan.problems[:_SHOWN], *([f"… and {more} more"] if more > 0 else [])])
-        raise CheckFailed(
-            "Nothing is sent: the plan has problems.",
-            where=f"\n    {listed}",
-            fix="remove or correct each of them, then make the plan again; a token that lay in a file should be revoked, not only deleted",
-        )
-    changed = [upload.path for upload in plan.uploads if not upload.unchanged()]
-    if changed:
-        raise CheckFailed(
-            "Files changed since the plan was made.", where=", ".join(changed[:_SHOWN]), fix="make the plan again, look at it, then push"
-        )
-
-
-def _send(plan: PushPlan, on_progress: Progress | None) -> dict[str, Any]:
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    api, repo, quiet = HfApi(library_name="mac-lora-helpers"), plan.repo_id, are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        before = _remote(api, repo) if plan.exists else {}
-        call(repo, api.create_repo, repo, private=True, exist_ok=True)
-        _refuse_public(api, plan)
-        commit = _commit(api, plan, on_progress)
-        _check(api, plan)
-        if not plan.private:
-            call(repo, api.update_repo_settings, repo, private=False)
-    finally:
-        if not quiet:
-            enable_progress_bars()
-    sent = [upload.path for upload in plan.uploads if before.get(upload.path) != _remote_id(upload, before.get(upload.path))]
-    return {"commit": commit, "sent": sent}
+def _lay_out(plan: PushPlan, folder: Path) -> None:
+    """Links to the planned files (which the upload follows), and the bytes of those that are sent otherwise than they lie here."""
+    for upload in plan.uploads:
+        target = folder / upload.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if upload.content is not None:
+            target.write_bytes(upload.content)
+            continue
+        try:
+            os.symlink(upload.file, target)
+        except OSError:
+            shutil.copyfile(upload.file, target)
 
 
 def _refuse_public(api: Any, plan: PushPlan) -> None:
@@ -90,20 +112,6 @@ def _refuse_public(api: Any, plan: PushPlan) -> None:
         raise CheckFailed(
             f"{plan.repo_id} is public, and private = True was asked for.", where=plan.url, fix="choose another repo_id, or private = False"
         )
-
-
-def _commit(api: Any, plan: PushPlan, on_progress: Progress | None) -> str:
-    """Uploads file by file, then commits all of them at once; what the Hub already has is not sent."""
-    from huggingface_hub import CommitOperationAdd
-
-    operations = []
-    for number, upload in enumerate(plan.uploads, 1):
-        operation = CommitOperationAdd(upload.path, upload.content if upload.content is not None else str(upload.file))
-        call(plan.repo_id, api.preupload_lfs_files, plan.repo_id, [operation], free_memory=False, waits=())
-        operations.append(operation)
-        if on_progress is not None:
-            on_progress(number, len(plan.uploads), upload.path)
-    return call(plan.repo_id, api.create_commit, plan.repo_id, operations, commit_message="Upload with mac-lora-helpers").oid
 
 
 def _remote(api: Any, repo: str) -> dict[str, tuple[str, str]]:
@@ -126,7 +134,7 @@ def _remote_id(upload: Any, remote: tuple[str, str] | None) -> tuple[str, str] |
     return ("git", git_hash(upload.content if upload.content is not None else upload.file.read_bytes()))
 
 
-def _check(api: Any, plan: PushPlan) -> None:
+def _check(api: Any, plan: PushPlan) -> dict[str, tuple[str, str]]:
     """Reads back what the Hub holds and compares every digest.
 
     Raises:
@@ -144,3 +152,4 @@ def _check(api: Any, plan: PushPlan) -> None:
             where=", ".join(wrong),
             fix="run this step again; if it stays so, delete the repository",
         )
+    return remote

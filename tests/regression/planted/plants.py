@@ -119,24 +119,27 @@ def _fresh_adapter(module: Any) -> None:
 
 
 def _no_template_in_file(module: Any) -> None:
-    original = module.write_model_file
+    original = module.run_tool
 
-    def write_model_file(path: Any, file_type: str, config: Any, tensors: Any, vocabulary: Any, name: str) -> Any:
-        return original(path, file_type, config, tensors, dataclasses.replace(vocabulary, template=None), name)
+    def run_tool(command: list[str], folder: Any) -> None:
+        original(command, folder)
+        for path in folder.glob(".*.gguf"):
+            path.write_bytes(path.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
 
-    module.write_model_file = write_model_file
+    module.run_tool = run_tool
 
 
 def _half_scale(module: Any) -> None:
-    original = module._merge_in_float32
+    original = module.write_merged
 
-    def merge(model: Any) -> Any:
-        for layer in model.modules():
-            if isinstance(getattr(layer, "scaling", None), dict):
-                layer.scaling = {name: value / 2 for name, value in layer.scaling.items()}
-        return original(model)
+    def write_merged(model: Any, run: Any, source: Any, head: str = "") -> Any:
+        import torch
 
-    module._merge_in_float32 = merge
+        for name, update in source.updates.modules.items():
+            model.get_submodule(name).weight.data -= torch.from_numpy(update.delta()) / 2
+        return original(model, run, source, head)
+
+    module.write_merged = write_merged
 
 
 _MASKING, _RECIPE = "mac_lora_helpers.data.masking", "mac_lora_helpers.training.recipe"
@@ -212,17 +215,16 @@ PLANTS: dict[str, Plant] = {
         "The GGUF files are written without the chat template",
         "export",
         ("export.gguf_template", "export.equivalence[GGUF F16].passed"),
-        {"mac_lora_helpers.export.gguf.file": _no_template_in_file},
+        {"mac_lora_helpers.export.gguf.write": _no_template_in_file},
         stops="does not say what the adapter says",
     ),
     "gguf_template_not_read": Plant(
-        "The chat template is not read from the tokenizer, by the export and by its check alike",
+        "The chat template is lost on the way into the GGUF files, and the check does not look",
         "export",
         ("export.gguf_template",),
         {
-            "mac_lora_helpers.export.gguf.tokenizer": _changed_result(
-                "read_vocabulary", lambda vocabulary: dataclasses.replace(vocabulary, template=None)
-            )
+            "mac_lora_helpers.export.gguf.write": _no_template_in_file,
+            "mac_lora_helpers.export.equivalence.tensors": _changed_result("metadata_faults", lambda faults: []),
         },
     ),
     "labels_shifted": Plant(
@@ -241,7 +243,7 @@ PLANTS: dict[str, Plant] = {
         "The merge forgets half of the scale",
         "export",
         (),
-        {"mac_lora_helpers.export.merge_adapter": _half_scale},
+        {"mac_lora_helpers.export.merged": _half_scale},
         stops="merged",
     ),
 }

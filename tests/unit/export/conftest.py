@@ -4,14 +4,6 @@ import pytest
 from trained_run import copy_of, make_trained
 
 
-@pytest.fixture(scope="session", autouse=True)
-def few_scored_answers():
-    """The loss is measured token by token in llama.cpp; a few answers show as much as sixteen."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mac_lora_helpers.export.equivalence.reference.SCORED", 3)
-        yield
-
-
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory):
     return make_trained(tmp_path_factory.mktemp("trained"))

@@ -34,7 +34,7 @@ def test_evaluation_and_export_refuse_a_base_that_was_built_again(own_model, mak
     assert (saved["method"], saved["files"]) == ("sha256", 1)
     evaluation.load(run, config)
     rebuilt(own_model)
-    for use in (evaluation.load, export.merge, export.write_mlx):
+    for use in (evaluation.load, export.open_source):
         with pytest.raises(CheckFailed, match="is not the one that the adapter was trained on"):
             use(run, config)
 
