@@ -215,18 +215,18 @@ def _check_data(arguments: argparse.Namespace) -> int:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from mac_lora_helpers import training
+    from mac_lora_helpers import environment, training
     from mac_lora_helpers.suite.preflight import check_model_folder
     from mac_lora_helpers.ui.tables import Table
 
     config = _config(_explicit(arguments))
     check_model_folder(config)
     result = training.estimate(config)
+    table, where = result.pop("table"), environment.check_environment(config).verdict.to_dict()
     if arguments.json:
-        _print_json({name: value for name, value in result.items() if name != "table"})
+        _print_json({**result, "where": where})
         return 0
-    print(Table(["what", "value", "meaning"], result["table"], title=f"{result['model_id']}: {result['verdict']}"))
-    where = result["where"]
+    print(Table(["what", "value", "meaning"], table, title=f"{result['model_id']}: {result['verdict']}"))
     print("\n".join([*filter(None, [result["advice"]]), f"where to run: {where['where']}", *(f"  {r}" for r in where["reasons"])]))
     return 0
 

@@ -7,8 +7,7 @@ that are whole or not there, the log and the audit. Importing this package loads
 from mac_lora_helpers.training.audit import finish
 from mac_lora_helpers.training.base import base_weights, check_base
 from mac_lora_helpers.training.build import build_trainer
-from mac_lora_helpers.training.estimate import estimate
-from mac_lora_helpers.training.forecast import Forecast, forecast
+from mac_lora_helpers.training.forecast import Forecast, estimate, forecast
 from mac_lora_helpers.training.recipe import load_model, lora_config, place, sft_config
 from mac_lora_helpers.training.resume import last_checkpoint
 from mac_lora_helpers.training.run import run_training

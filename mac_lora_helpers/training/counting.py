@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.training.recipe import quiet
+from mac_lora_helpers.model import quiet
 from mac_lora_helpers.training.targets import decoder_layers, find_targets, linear_modules, top_layers
 
 #: trl 1.16 (``trl/kernels/chunked_logprob.py``): tokens and vocabulary entries of a tile of its head, and float32 copies of a
@@ -70,8 +70,8 @@ def count(config: Config, model_config: Any, rows: int, tokens: int, device: str
     asked = tuple(getattr(config, name, None) for name in _ASKED)
     key = json.dumps(model_config.to_dict(), sort_keys=True, default=str), asked, rows, tokens, device
     if key not in _counted:
-        while len(_counted) >= 256:
-            _counted.pop(next(iter(_counted)))
+        if len(_counted) >= 256:
+            _counted.clear()
         with _shapes_only(), quiet():
             _counted[key] = _count(config, model_config, rows, tokens, device)
     return _counted[key]
@@ -79,15 +79,19 @@ def count(config: Config, model_config: Any, rows: int, tokens: int, device: str
 
 def _count(config: Config, model_config: Any, *batch: Any) -> Counted:
     whole = meta_model(model_config, config.dtype)
-    base, layers, lora = sum(p.numel() for p in whole.parameters()), len(decoder_layers(whole)), lora_for(config, whole)
-    active = len(lora.layers_to_transform or range(layers))
-    if active < 3 or not _alike(whole):
+    layers, lora = decoder_layers(whole), lora_for(config, whole)
+    base, active = sum(p.numel() for p in whole.parameters()), len(lora.layers_to_transform or layers)
+    shapes = {tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()) for layer in layers}
+    if active < 3 or len(layers) == 3 or len(shapes) > 1:
         return replace(_run(whole, lora, *batch), base=base)
-    short = _shortened(model_config, 3)
+    short = copy.deepcopy(model_config)
+    short.num_hidden_layers = 3
+    if isinstance(getattr(short, "layer_types", None), list):
+        short.layer_types = short.layer_types[:3]
     model = meta_model(short, config.dtype)
     found = _run(model, lora_for(config, model, layers=0), *batch)
     first, middle, last = found.layers
-    stretched = (0,) * (layers - active) + (first,) + (middle,) * (active - 2) + (last,)
+    stretched = (0,) * (len(layers) - active) + (first,) + (middle,) * (active - 2) + (last,)
     return replace(found, base=base, layers=stretched, adapter=found.adapter * active // 3, lora=lora)
 
 
@@ -111,20 +115,6 @@ def lora_for(config: Config, model: Any, layers: int | None = None) -> Any:
     shape = {"r": config.lora_r, "lora_dropout": config.lora_dropout, "use_dora": bool(getattr(config, "use_dora", False))}
     place = {"target_modules": targets, "layers_to_transform": indices, "layers_pattern": pattern, "fan_in_fan_out": conv1d}
     return LoraConfig(**shape, **place, task_type="CAUSAL_LM")
-
-
-def _alike(model: Any) -> bool:
-    """Whether all decoder layers have parameters of the same shapes, so that three stand for all."""
-    layers = decoder_layers(model)
-    return len(layers) > 3 and len({tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()) for layer in layers}) == 1
-
-
-def _shortened(model_config: Any, layers: int) -> Any:
-    short = copy.deepcopy(model_config)
-    short.num_hidden_layers = layers
-    if isinstance(getattr(short, "layer_types", None), list):
-        short.layer_types = short.layer_types[:layers]
-    return short
 
 
 def _run(base: Any, lora: Any, rows: int, tokens: int, device: str) -> Counted:
@@ -216,17 +206,8 @@ def _attention_for(device: str) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class Head:
-    """Bytes at the peak of the loss's forward and of its backward pass, and freed blocks that stay behind."""
-
-    forward: float
-    backward: float
-    holes: float = 0
-
-
-def plain_head(tokens: int, found: Counted, device: str) -> Head:
-    """TRL's tiled head for ``tokens`` positions.
+def plain_head(tokens: int, found: Counted, device: str) -> tuple[float, float, float]:
+    """TRL's tiled head for ``tokens`` positions: bytes of its forward and its backward pass, and freed blocks that stay behind.
 
     Its backward pass has the tile's logits and, in float32, their scaled copy, log p, p, the gradient, the labels' one-hot and
     its difference, and the product with the incoming gradient: seven, and a mask of one byte an entry. With weights of two
@@ -236,8 +217,8 @@ def plain_head(tokens: int, found: Counted, device: str) -> Head:
     tile, hidden = 4 * rows * columns, 4 * tokens * found.width
     buffer = found.itemsize * rows * TILE_VOCABULARY  # as wide as a whole tile, also for a smaller vocabulary
     if device == "cuda":
-        return Head(buffer, buffer + hidden)
+        return buffer, buffer + hidden, 0
     products = tile + 4 * columns * found.width if found.itemsize < 4 else 0
-    backward = buffer + hidden + max(BACKWARD_TILES * tile, products)
     last = 4 * rows * (found.vocabulary % TILE_VOCABULARY if found.vocabulary > TILE_VOCABULARY else columns)
-    return Head(buffer + FORWARD_TILES * tile, backward, HOLES * last if last < KEPT_BELOW else 0)
+    holes = HOLES * last if last < KEPT_BELOW else 0
+    return buffer + FORWARD_TILES * tile, buffer + hidden + max(BACKWARD_TILES * tile, products), holes

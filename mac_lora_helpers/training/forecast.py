@@ -1,12 +1,9 @@
 """The memory forecast: what a training would take at its peak, part by part, from the model's configuration alone.
 
-The peak is the sum of these parts:
-
 - weights: parameters × bytes of their dtype; tied weights once.
 - adapter, gradients, optimizer: 4, 4 and 8 bytes per adapter parameter (PEFT keeps adapters in float32; AdamW has two
   moments, Loshchilov & Hutter 2019).
-- activations: what the forward pass keeps, see ``counting``. With checkpointing the input of each decoder layer (Chen et al.
-  2016).
+- activations: what the forward pass keeps, see ``counting``; with checkpointing each decoder layer's input (Chen et al. 2016).
 - logits: the loss's own tensors.
 - layer: one layer's backward pass, where it takes more than the loss; with checkpointing that layer's activations too.
 - allocator: freed blocks that the allocator keeps (an allowance; on MPS not measured).
@@ -18,16 +15,19 @@ A forecast is advice: it never raises. Where a model cannot be counted it says w
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.errors import InputError, UserError, first_line
+from mac_lora_helpers.text import size
 from mac_lora_helpers.training import memory
-from mac_lora_helpers.training.counting import KEPT_BELOW, Counted, Head, count, plain_head
+from mac_lora_helpers.training.counting import KEPT_BELOW, Counted, count, plain_head
 from mac_lora_helpers.training.fast.plan import Plan, choose_plan, kept
-from mac_lora_helpers.training.recipe import first_line
 
 RUNTIME_BYTES = {"cpu": 60_000_000, "mps": 300_000_000, "cuda": 100_000_000}
 #: Share of the free memory that a training may plan for; the rest is for the system and what else runs.
@@ -89,20 +89,16 @@ class Forecast:
         return self.total_bytes <= self.available_bytes if self.parts and self.available_bytes is not None else None
 
     @property
-    def text(self) -> str:
-        """One line: "fits: 2.1 GB of 9.3 GB"."""
-        if not self.parts:
-            return f"memory not counted: {self.reason}"
-        verdict = {True: "fits: ", False: "does not fit: ", None: ""}[self.fits]
-        free = f" of {memory.text(self.available_bytes)}" if self.available_bytes is not None else ""
-        return f"{verdict}{memory.text(self.total_bytes)}{free}"
+    def verdict(self) -> str:
+        """fits, does not fit, or not counted."""
+        return {True: "fits", False: "does not fit", None: "not counted"}[self.fits]
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(part, size, meaning) for a table, the sum last."""
         if not self.parts:
             return [("together", "not counted", self.reason)]
-        table = [(name, memory.text(size), MEANINGS[name]) for name, size in self.parts.items()]
-        return [*table, ("together", memory.text(self.total_bytes), f"peak for a batch of {self.shape[0]} × {self.shape[1]} tokens")]
+        table = [(name, size(count), MEANINGS[name]) for name, count in self.parts.items()]
+        return [*table, ("together", size(self.total_bytes), f"peak for a batch of {self.shape[0]} × {self.shape[1]} tokens")]
 
 
 def forecast(
@@ -170,28 +166,30 @@ def _settled(config: Config, model_config: Any, known: Forecast, lengths: Sequen
     off = ask(replace(known, checkpointing_reason="all of it fits"), False)
     if off.fits is not False:
         return off
-    why = f"without it {memory.text(off.total_bytes)} of {memory.text(known.available_bytes)}"
+    why = f"without it {size(off.total_bytes)} of {size(known.available_bytes)}"
     return ask(replace(known, checkpointing_reason=why), True)
 
 
 def _forecast(config: Config, model_config: Any, found: Counted, known: Forecast, checkpointing: bool) -> Forecast:
+    (rows, tokens), device = known.shape, known.device
     fixed = {"weights": found.base * found.itemsize, "adapter": 4 * found.adapter, "gradients": 4 * found.adapter}
     fixed["optimizer"] = 8 * found.adapter
     reason = "switched off" if config.fast_path == "off" else found.why_not_fast
-    path = _plain(found, known, checkpointing) if reason else _fast(config, model_config, found, known, checkpointing, fixed)
-    activations, layer, head, plan = path
-    small = known.device != "cuda" and found.widest < KEPT_BELOW
-    again = max(found.layers) if checkpointing and not plan else 0
-    own = {
-        "activations": activations,
-        "logits": max(head.forward, head.backward),
-        "layer": max(layer - head.backward, 0),
-        "allocator": head.holes + (TURNING * found.widest + again if small else 0),
-        "runtime": RUNTIME_BYTES[known.device],
-    }
+    plan, again = None, max(found.layers) if checkpointing else 0
+    if reason:
+        forward, backward, holes = plain_head(rows * (tokens - 1), found, device)
+        # with checkpointing every layer's input is kept, adapted or not
+        activations = found.outside + (found.boundary * len(found.layers) if checkpointing else sum(found.layers))
+        layer = again + TURNING * found.widest
+    else:
+        plan, activations, layer, forward, backward = _fast(config, model_config, found, known, checkpointing, sum(fixed.values()))
+        holes = again = 0
+    blocks = TURNING * found.widest + again if device != "cuda" and found.widest < KEPT_BELOW else 0
+    own = {"activations": activations, "logits": max(forward, backward), "layer": max(layer - backward, 0)}
+    own |= {"allocator": holes + blocks, "runtime": RUNTIME_BYTES[device]}
     return replace(
         known,
-        parts={name: round(size) for name, size in {**fixed, **own}.items()},
+        parts={name: round(count) for name, count in {**fixed, **own}.items()},
         parameters={"base": found.base, "adapter": found.adapter, "layers": len(found.layers)},
         gradient_checkpointing=checkpointing,
         path="fast" if plan else "plain",
@@ -200,46 +198,32 @@ def _forecast(config: Config, model_config: Any, found: Counted, known: Forecast
     )
 
 
-def _plain(found: Counted, known: Forecast, checkpointing: bool) -> tuple[int, int, Head, None]:
-    """(activations, one layer's backward pass, the loss) on TRL's own path."""
-    rows, tokens = known.shape
-    head, turning = plain_head(rows * (tokens - 1), found, known.device), TURNING * found.widest
-    if checkpointing:  # every layer's input is kept, adapted or not
-        return found.outside + found.boundary * len(found.layers), max(found.layers) + turning, head, None
-    return found.outside + sum(found.layers), turning, head, None
-
-
-def _fast(
-    config: Config, model_config: Any, found: Counted, known: Forecast, checkpointing: bool, fixed: dict[str, int]
-) -> tuple[int, int, Head, Plan]:
-    """The same on the fast path, which plans by its own count of what it keeps."""
+def _fast(config: Config, model_config: Any, found: Counted, known: Forecast, checkpointing: bool, fixed: int) -> tuple[Any, ...]:
+    """(plan, activations, one layer's backward pass, the loss's forward and backward pass) by the fast path's own count."""
     from mac_lora_helpers.training.fast.head import tile, tile_bytes
 
     rows, tokens = known.shape
     head = functools.partial(tile_bytes, width=found.width, vocabulary=found.vocabulary, itemsize=found.itemsize)
     sizes = kept(model_config, rows, tokens, found.itemsize, found.lora, known.device)
     wanted = "mlp" if config.fast_path == "lean" else "auto" if checkpointing else "nothing"
-    taken = sum(fixed.values()) + head(rows * tokens, size=tile(known.device)) + 2 * sizes.wide
-    free = known.available_bytes - taken if wanted == "auto" and known.available_bytes is not None else None
-    plan = choose_plan(sizes, free, wanted)
+    taken = fixed + head(rows * tokens, size=tile(known.device)) + 2 * sizes.wide
+    plan = choose_plan(sizes, known.available_bytes - taken if wanted == "auto" and known.available_bytes is not None else None, wanted)
     gradient, again = rows * (tokens - 1) * found.width * found.itemsize, sizes.layer if plan.whole_layers else 0
     logits = head(rows * (tokens - 1), size=tile(known.device, plan.kind)) + gradient
-    return plan.kept_bytes - again, again + 2 * sizes.wide, Head(logits, gradient), plan
+    return plan, plan.kept_bytes - again, again + 2 * sizes.wide, logits, gradient
 
 
 def _advice(config: Config, found: Forecast, ask: Callable[[Config], Forecast]) -> str:
     """First what changes no result, then shorter rows, each on top of those before."""
     rows, tokens = found.shape
-    need = (
-        f"a batch of {rows} × {tokens} tokens needs about {memory.text(found.total_bytes)}, {memory.text(found.available_bytes)} are free"
-    )
+    need = f"a batch of {rows} × {tokens} tokens needs about {size(found.total_bytes)}, {size(found.available_bytes)} are free"
     steps: dict[str, str] = {}
     for setting, changes in _turns(config, found):
         config = config.model_copy(update=changes)
         steps[setting.split("=")[0]] = setting
         smaller = ask(config)
         if smaller.fits:
-            return f"{need}; {', '.join(steps.values())} would need about {memory.text(smaller.total_bytes)}, which fits"
+            return f"{need}; {', '.join(steps.values())} would need about {size(smaller.total_bytes)}, which fits"
     return f"{need}, and no shorter length fits; take a smaller model, or train in the cloud"
 
 
@@ -256,6 +240,66 @@ def _turns(config: Config, found: Forecast) -> Iterator[tuple[str, dict[str, Any
     for share in (0.75, 0.5, 0.375, 0.25, 0.125):
         shorter = max(8, int(found.shape[1] * share) // 8 * 8)
         yield f"max_seq_length={shorter}", {"max_seq_length": shorter}
+
+
+def estimate(config: Config) -> dict[str, Any]:
+    """``mac-lora estimate``: the forecast for this machine as a dict, with the optimizer steps.
+
+    Returns:
+        ``model_id device dtype batch{rows,tokens} parameters{base,adapter,layers} path{name,reason} checkpointing{on,reason}
+        memory{parts,total_bytes,reason} available_bytes fits verdict advice steps step_source table``. ``total_bytes`` and
+        ``fits`` are None where the model cannot be counted (``reason`` says why), ``steps`` when neither ``max_steps`` nor
+        prepared data tell it.
+
+    Raises:
+        InputError: no such model configuration, device or dtype.
+    """
+    from mac_lora_helpers import environment
+
+    device = environment.choose_device(config)
+    config = config.model_copy(update={"dtype": environment.choose_dtype(config, device).name})
+    lengths = _known_lengths(config)
+    found = forecast(config, read_model_config(config), lengths, device.name)
+    steps, source = _steps(config, lengths)
+    on = found.gradient_checkpointing
+    table = [("available", size(found.available_bytes), f"nine tenths of what is free now on {device.name}")]
+    table += [("steps", str(steps or "unknown"), source), ("path", found.path, found.path_reason)]
+    return {
+        "model_id": config.model_id,
+        "device": found.device,
+        "dtype": found.dtype,
+        "batch": dict(zip(("rows", "tokens"), found.shape, strict=True)),
+        "parameters": found.parameters,
+        "path": {"name": found.path, "reason": found.path_reason},
+        "checkpointing": {"on": on, "reason": found.checkpointing_reason},
+        "memory": {"parts": found.parts, "total_bytes": found.total_bytes, "reason": found.reason},
+        "available_bytes": found.available_bytes,
+        "fits": found.fits,
+        "verdict": found.verdict,
+        "advice": found.advice,
+        "steps": steps,
+        "step_source": source,
+        "table": [*found.rows(), *table, ("checkpointing", "on" if on else "off", found.checkpointing_reason)],
+    }
+
+
+def _steps(config: Config, lengths: Sequence[int] | None) -> tuple[int | None, str]:
+    """Optimizer steps and what tells them; None while neither ``max_steps`` nor prepared data do."""
+    if config.max_steps > 0:
+        return config.max_steps, "max_steps"
+    if lengths is None:
+        return None, "unknown until 02_data_formatting.ipynb has run"
+    per_epoch = math.ceil(len(lengths) / config.effective_batch_size)
+    return math.ceil(config.num_train_epochs * per_epoch), f"{len(lengths)} rows, {config.num_train_epochs:g} epochs"
+
+
+def _known_lengths(config: Config) -> list[int] | None:
+    """The rows' lengths when notebook 02 has run in this run directory."""
+    from mac_lora_helpers import data
+
+    if not Path(config.out_dir).expanduser().is_dir() or not RunDir(config.out_dir).has("tokens"):
+        return None
+    return [len(ids) for ids in data.load_tokens(RunDir(config.out_dir))[1]["train"].with_format("arrow")["input_ids"]]
 
 
 def read_model_config(config: Config) -> Any:
