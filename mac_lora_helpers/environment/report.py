@@ -70,18 +70,20 @@ class EnvironmentReport:
             raise CheckFailed(f"this environment cannot train: {what}", where="environment check", fix=fixes)
 
 
-def check_environment(config: Config, probe: Probe | None = None) -> EnvironmentReport:
+def check_environment(config: Config, probe: Probe | None = None, needed: float | None = None) -> EnvironmentReport:
     """Reads machine, packages, torch, model, disk and Hub, and judges them. Never raises for what it finds.
 
     Args:
         config: the run to judge.
         probe: where the answers come from; this machine unless given.
+        needed: bytes of the memory forecast; None: a rough sum from the model's size.
     """
     probe = probe or this_machine()
     machine, packages, facts = read_machine(config.out_dir, probe), read_packages(probe), probe.torch_facts()
     model = find_base(config, probe.cached_folder)
     device, dtype, chosen = checks.device_and_dtype(config, machine, facts)
-    needed, vocabulary = memory_needed(model, config, dtype.name), shape_of(model)[2] if model.settings else None
+    needed = needed or memory_needed(model, config, dtype.name)
+    vocabulary = shape_of(model)[2] if model.settings else None
     questions: dict[str, Callable[[], list[Check]]] = {
         "Python": lambda: [checks.check_python(machine, (probe.metadata() or {}).get("requires_python"))],
         "Platform": lambda: checks.check_platform(machine),

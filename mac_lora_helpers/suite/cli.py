@@ -171,10 +171,11 @@ def _job(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mac_lora_helpers import environment
+    from mac_lora_helpers import environment, training
     from mac_lora_helpers.ui.tables import checks_table
 
-    report = environment.check_environment(_config(_explicit(arguments)))
+    config = _config(_explicit(arguments))
+    report = environment.check_environment(config, needed=training.forecast(config).total_bytes)
     result = report.to_dict()
     if arguments.json:
         _print_json(result)
@@ -222,7 +223,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
     config = _config(_explicit(arguments))
     check_model_folder(config)
     result = training.estimate(config)
-    table, where = result.pop("table"), environment.check_environment(config).verdict.to_dict()
+    table, where = result.pop("table"), environment.check_environment(config, needed=result["memory"]["total_bytes"]).verdict.to_dict()
     if arguments.json:
         _print_json({**result, "where": where})
         return 0

@@ -24,6 +24,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError, first_line
+from mac_lora_helpers.model import find_base, require_base
 from mac_lora_helpers.text import size
 from mac_lora_helpers.training import memory
 from mac_lora_helpers.training.counting import KEPT_BELOW, Counted, count, plain_head
@@ -252,10 +253,11 @@ def estimate(config: Config) -> dict[str, Any]:
         prepared data tell it.
 
     Raises:
-        InputError: no such model configuration, device or dtype.
+        InputError: no such model, device or dtype.
     """
     from mac_lora_helpers import environment
 
+    require_base(config)
     device = environment.choose_device(config)
     config = config.model_copy(update={"dtype": environment.choose_dtype(config, device).name})
     lengths = _known_lengths(config)
@@ -303,19 +305,16 @@ def _known_lengths(config: Config) -> list[int] | None:
 
 
 def read_model_config(config: Config) -> Any:
-    """The model's transformers configuration, from its folder or the Hub.
+    """The model's transformers configuration, from its folder or the Hub's cache; no network.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: it is not here, or cannot be read.
     """
-    try:
-        return _read(config.model_path, config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the configuration of {config.model_id!r} cannot be read: {first_line(error)}",
-            where="parameter model_id",
-            fix="a folder with config.json, or a Hub id that this machine can reach",
-        ) from error
+    base = find_base(config)
+    if base.problem or not base.folder:
+        fix = base.fix or f"hf download {config.model_id} config.json"
+        raise InputError(base.problem or f"the config.json of {config.model_id} is not on this machine yet", where="model_id", fix=fix)
+    return _read(str(base.folder), config.trust_remote_code)
 
 
 @functools.lru_cache(maxsize=8)

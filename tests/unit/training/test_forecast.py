@@ -144,7 +144,7 @@ def test_advice_never_raises(asked):
         assert (found.total_bytes, found.fits) == (None, None)
         assert found.reason
         assert found.verdict == "not counted"
-    with pytest.raises(InputError, match="configuration of"):
+    with pytest.raises(InputError, match="no such folder"):
         training.estimate(asked(model_id="/no/such"))
 
 
