@@ -171,11 +171,11 @@ def _job(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from mac_lora_helpers import environment, training
+    from mac_lora_helpers import environment
     from mac_lora_helpers.ui.tables import checks_table
 
     config = _config(_explicit(arguments))
-    report = environment.check_environment(config, needed=training.forecast(config).total_bytes)
+    report = environment.check_environment(config, needed=_forecast_bytes(config))
     result = report.to_dict()
     if arguments.json:
         _print_json(result)
@@ -185,6 +185,15 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print("\n".join(f"  {reason}" for reason in report.verdict.reasons))
     failed = any(check["status"] == "fail" for check in result["checks"])
     return 1 if failed or result["verdict"]["where"] == "unsupported" else 0
+
+
+def _forecast_bytes(config: Config) -> int | None:
+    """None where nothing can be counted, for one because the libraries are missing, which the check will say."""
+    try:
+        from mac_lora_helpers import training
+    except ImportError:
+        return None
+    return training.forecast(config).total_bytes
 
 
 def _check_data(arguments: argparse.Namespace) -> int:

@@ -257,7 +257,8 @@ def estimate(config: Config) -> dict[str, Any]:
     """
     from mac_lora_helpers import environment
 
-    require_base(config)
+    if not find_base(config).settings:
+        require_base(config)  # asks the Hub for its config.json
     device = environment.choose_device(config)
     config = config.model_copy(update={"dtype": environment.choose_dtype(config, device).name})
     lengths = _known_lengths(config)
@@ -311,7 +312,7 @@ def read_model_config(config: Config) -> Any:
         InputError: it is not here, or cannot be read.
     """
     base = find_base(config)
-    if base.problem or not base.folder:
+    if not base.settings:  # weights may be missing: shapes are enough
         fix = base.fix or f"hf download {config.model_id} config.json"
         raise InputError(base.problem or f"the config.json of {config.model_id} is not on this machine yet", where="model_id", fix=fix)
     return _read(str(base.folder), config.trust_remote_code)
