@@ -157,7 +157,7 @@ class Config(BaseModel):
     )
     eval_examples: Whole = _param(100, "held-out examples to generate answers for, at most", "Evaluation", "evaluation", ge=1, le=100_000)
     eval_minutes: Number = _param(
-        10, "longest time for these answers; then what is there counts", "Evaluation", "evaluation", gt=0, le=100_000
+        10, "longest time for loss and answers; then what is there counts", "Evaluation", "evaluation", gt=0, le=100_000
     )
     eval_batch_size: Whole = _param(8, "prompts generated together", "Evaluation", "evaluation", ge=1, le=1024)
     max_new_tokens: Whole = _param(120, "longest generated answer in tokens", "Evaluation", "evaluation", ge=1, le=32768)

@@ -8,14 +8,14 @@ from threading import Event, Thread
 from typing import Any, NamedTuple
 
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.evaluation.clock import in_time
 from mac_lora_helpers.evaluation.losses import padded_width, release_memory
 from mac_lora_helpers.evaluation.metrics import BUILT_IN, find_metric, score_answer
 from mac_lora_helpers.evaluation.questions import Question, Said, prompt_ids, questions, read_answer, without_end
 from mac_lora_helpers.evaluation.trained import Trained, Which
-from mac_lora_helpers.text import duration
 
-#: Batches that are drawn, sorted by length and answered before the clock is looked at (one at first); seconds between two words about it.
-ROUND, EVERY = 4, 15.0
+#: Share of ``eval_minutes`` for the answers; the rest is for the loss.
+SHARE = 2 / 3
 
 
 class Answer(NamedTuple):
@@ -45,8 +45,8 @@ def sampling(config: Config) -> dict[str, Any]:
 def compare_answers(trained: Trained, examples: Sequence[Mapping[str, Any]], config: Config) -> Answers:
     """Answers of base and tuned to held-out examples, with the score of each.
 
-    What it costs is said once the first answers are there. When ``eval_minutes`` are over, what is there counts; the examples
-    come in a seeded order, so that is a fair choice. On rows of plain text only a metric of the user's own is counted.
+    What it costs is said once the first answers are there. When two thirds of ``eval_minutes`` are over, what is there counts;
+    the examples come in a seeded order, so that is a fair choice. On rows of plain text only a metric of the user's own is counted.
 
     Args:
         examples: rows ``{"messages": […]}`` or ``{"text": …}``.
@@ -59,40 +59,15 @@ def compare_answers(trained: Trained, examples: Sequence[Mapping[str, Any]], con
         InputError: no row can be asked, or the metric cannot be used.
     """
     metrics = {**BUILT_IN, config.metric: find_metric(config.metric)}
-    asked, clock = questions(trained, examples, config), _Clock(60 * config.eval_minutes)
+    asked, begin = questions(trained, examples, config), time.monotonic()
     found: dict[int, dict[str, Any]] = {}
-    take = config.eval_batch_size
-    while part := asked[len(found) : len(found) + take]:
+    for part in in_time(asked, config.eval_batch_size, config.eval_minutes * SHARE, "questions answered by both"):
         prompts = [question.ids for question in part]
         both = zip(part, generate(trained, prompts, config, "base"), generate(trained, prompts, config, "tuned"), strict=True)
         found |= {question.row: _row(metrics, question, base, tuned) for question, base, tuned in both}
-        take = min(ROUND * config.eval_batch_size, clock.room(len(found), len(asked)))
     answers = Answers(found[row] for row in sorted(found))
-    answers.coverage = {"examples": len(answers), "of": len(asked), "seconds": round(clock.seconds, 1)}
+    answers.coverage = {"examples": len(answers), "of": len(asked), "seconds": round(time.monotonic() - begin, 1)}
     return answers
-
-
-class _Clock:
-    """Says what the asking will cost and how much is left, and for how many more there is time."""
-
-    def __init__(self, limit: float) -> None:
-        self.limit, self.begin, self.said = limit, time.monotonic(), 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.begin
-
-    def room(self, done: int, of: int) -> int:
-        """How many questions the time still suffices for. Told after each round; short work is not talked about."""
-        spent = self.seconds
-        room = max(0, int((self.limit - spent) / max(spent, 1e-9) * done))
-        if done < of and not room:
-            print(f"{done} of {of} questions were answered by both; eval_minutes={self.limit / 60:g} are over, so these count.", flush=True)
-        elif spent / done * (of - done) > EVERY / 5 and spent - self.said > (EVERY if self.said else 0):
-            self.said, left = spent, min(room, of - done)
-            enough = "" if room >= of - done else f": time for about {done + left} of them"
-            print(f"{done} of {of} questions answered by both, about {duration(spent / done * left)} left{enough}", flush=True)
-        return room
 
 
 def _row(metrics: dict[str, Any], question: Question, base: Answer, tuned: Answer) -> dict[str, Any]:

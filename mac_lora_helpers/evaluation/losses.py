@@ -13,12 +13,15 @@ import numpy as np
 
 from mac_lora_helpers.config import EMBEDDED
 from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.evaluation.clock import in_time
 from mac_lora_helpers.evaluation.questions import choose, trained_turn
 from mac_lora_helpers.evaluation.trained import Trained, Which
 
 IGNORED = -100
 #: Rows that the losses are counted on, at most, per example that is answered.
 ROWS_PER_EXAMPLE = 10
+#: Share of ``eval_minutes`` for the loss; the rest is for the answers.
+SHARE = 1 / 3
 #: Bytes of float32 logits that one forward pass may build, unless a single row needs more.
 LOGITS_BUDGET = 256 * 2**20
 #: Everyday questions with plain answers: facts, arithmetic, rewriting, advice, code, refusal of the impossible.
@@ -36,11 +39,12 @@ class RowLosses(NamedTuple):
 class Losses(dict[str, dict[str, float | int]]):
     """``{"base": {"loss", "perplexity", "tokens"}, "tuned": {…}}``, with the rows behind it.
 
-    ``trained``: the model that was asked. ``available``: rows there were to choose from. ``source``: where the rows come from.
+    ``trained``: the model that was asked. ``available``: rows there were to choose from; ``of``: that were chosen, ``rows``: for
+    which there was time. ``source``: where they come from.
     """
 
-    def __init__(self, rows: RowLosses, trained: Trained, available: int, source: str) -> None:
-        self.rows, self.trained, self.available, self.source = rows, trained, available, source
+    def __init__(self, rows: RowLosses, trained: Trained, available: int, of: int, source: str) -> None:
+        self.rows, self.trained, self.available, self.of, self.source = rows, trained, available, of, source
         for name in ("base", "tuned"):
             loss = float(getattr(rows, name).sum() / rows.tokens.sum())
             self[name] = {"loss": loss, "perplexity": perplexity(loss), "tokens": int(rows.tokens.sum())}
@@ -56,7 +60,7 @@ def compare_losses(trained: Trained, rows: Sequence[Mapping[str, Sequence[int]]]
 
     Args:
         rows: ``input_ids`` and ``labels`` of equal length, labels not shifted; such as ``tokens["test"]``. Of more than
-            ten times ``eval_examples`` rows a seeded choice is taken.
+            ten times ``eval_examples`` rows a seeded choice is taken, and when a third of ``eval_minutes`` is over, what is there counts.
 
     Raises:
         InputError: no label counts in any row. CheckFailed: a loss is NaN or infinite.
@@ -66,13 +70,19 @@ def compare_losses(trained: Trained, rows: Sequence[Mapping[str, Sequence[int]]]
     if not chosen:
         fix = "see in notebook 02 which tokens are trained; a larger max_seq_length keeps more of the answers"
         raise InputError(f"none of the {len(rows)} rows has a token that counts", where=f"{source} split", fix=fix)
-    tokens = np.array([sum(label != IGNORED for label in labels[1:]) for _, labels in chosen])
-    sums = {which: row_sums(trained, chosen, which) for which in ("base", "tuned")}
-    for which, values in sums.items():
-        if not np.isfinite(values).all():
-            fix = "evaluate in float32; if it stays, the training has diverged: lower the learning rate"
-            raise CheckFailed(f"the loss of the {which} model is NaN or infinite", where=f"{source} split", fix=fix)
-    return Losses(RowLosses(tokens, sums["base"], sums["tuned"]), trained, len(rows), source)
+    config, done = trained.config, []
+    order = np.random.default_rng(config.seed).permutation(len(chosen))
+    sums = {which: np.zeros(len(chosen)) for which in ("base", "tuned")}
+    for part in in_time(order, config.eval_batch_size, config.eval_minutes * SHARE, "rows scored by both"):
+        for which, values in sums.items():
+            values[part] = row_sums(trained, [chosen[index] for index in part], which)
+            if not np.isfinite(values[part]).all():
+                fix = "evaluate in float32; if it stays, the training has diverged: lower the learning rate"
+                raise CheckFailed(f"the loss of the {which} model is NaN or infinite", where=f"{source} split", fix=fix)
+        done += part
+    done.sort()
+    tokens = np.array([sum(label != IGNORED for label in chosen[index][1][1:]) for index in done])
+    return Losses(RowLosses(tokens, sums["base"][done], sums["tuned"][done]), trained, len(rows), len(chosen), source)
 
 
 def compare_general(trained: Trained) -> Losses:

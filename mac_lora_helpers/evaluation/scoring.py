@@ -190,6 +190,10 @@ def _coverage_findings(losses: Losses, coverage: Mapping[str, Any]) -> list[str]
     if coverage["examples"] < coverage["of"]:
         what = f"Asked {coverage['examples']} of {coverage['of']} held-out examples, then eval_minutes={config.eval_minutes:g} were over"
         found.append(f"{what}: the intervals are wider than they could be.")
+    if (counted := len(losses.rows.tokens)) < losses.of:
+        found.append(
+            f"The loss was counted on {counted} of {losses.of} rows, then its third of eval_minutes={config.eval_minutes:g} was over."
+        )
     if coverage["of"] < wanted:
         missing = wanted - coverage["of"]
         found.append(f"{missing} of {wanted} held-out rows were not asked: no answer in them, or a prompt above max_seq_length.")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.config import EMBEDDED
 
+Rows = list[tuple[str, str]]
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "mac-lora-helpers")
 _FIRST = ("loss", "perplexity", "exact_match")
 _RECIPE = {
@@ -30,29 +31,24 @@ _RECIPE = {
 }
 
 
-def data_rows(found: Mapping[str, Any], saved: Mapping[str, Any]) -> list[tuple[str, str]]:
+def data_rows(found: Mapping[str, Any], saved: Mapping[str, Any]) -> Rows:
     """Source, counts and fingerprint; empty without a manifest."""
     manifest = found.get("manifest", {})
-    if not manifest:
-        return []
     rows = {
         "source": _source(manifest, saved),
         "format": _code(manifest.get("format")),
-        "rows": _pairs(manifest.get("rows")),
-        "splits": _pairs(manifest.get("splits")),
-        "tokens": _pairs(manifest.get("tokens")),
+        **{name: _pairs(manifest.get(name)) for name in ("rows", "splits", "tokens")},
         "cut or dropped": _pairs(manifest.get("truncation")),
         "chat template": _pairs(manifest.get("template")),
         "fingerprint of the tokens and labels": _code(manifest.get("fingerprint")),
     }
-    return [(name, value) for name, value in rows.items() if value]
+    return [(name, value) for name, value in rows.items() if value] if manifest else []
 
 
 def _source(manifest: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
     """The source without the author's folders."""
     if saved.get("data_files"):
-        names = [Path(part.strip()).name for part in str(saved["data_files"]).split(",")]
-        return "local files: " + ", ".join(_code(name) for name in names)
+        return "local files: " + ", ".join(_code(Path(part.strip()).name) for part in str(saved["data_files"]).split(","))
     if saved.get("dataset_id") == EMBEDDED:
         return "the data that ship with `mac-lora-helpers`"
     if saved.get("dataset_id"):
@@ -60,72 +56,53 @@ def _source(manifest: Mapping[str, Any], saved: Mapping[str, Any]) -> str:
     return _code(Path(str(manifest.get("source", "?"))).name)
 
 
-def recipe_rows(found: Mapping[str, Any], saved: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """LoRA, optimizer and losses; the adapter's own configuration counts before the saved parameters."""
-    adapter, metrics = found["adapter_config"], found.get("train_metrics", {})
+def recipe_rows(found: Mapping[str, Any], saved: Mapping[str, Any], adapter: Mapping[str, Any]) -> Rows:
+    """LoRA, optimizer and losses; the adapter's own settings count before the saved parameters."""
+    metrics = found.get("train_metrics", {})
     if "train_config" not in found and not metrics:
         return []
     targets = adapter.get("target_modules")
+    own = {"lora_r": adapter.get("r"), **{name: adapter.get(name) for name in ("lora_alpha", "lora_dropout")}}
     values = {
         **saved,
+        **{name: value for name, value in own.items() if value is not None},
         "target_modules": ", ".join(sorted(targets)) if isinstance(targets, list) else targets,
         "lora_layers": saved.get("lora_layers") or None,
-        **{
-            f"lora_{key}": adapter[name]
-            for key, name in (("r", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout"))
-            if name in adapter
-        },
     }
     rows = [(text, _code(values[name])) for name, text in _RECIPE.items() if values.get(name) not in (None, "")]
     if saved.get("trust_remote_code"):
         rows.append(("remote code", "`trust_remote_code` was on: Python code that comes with the base model was allowed to run"))
     if metrics:
-        loss = f"{_number(metrics.get('first_loss'))} → {_number(metrics.get('last_loss'))}"
         where = f"{metrics.get('device', '?')}, {metrics.get('dtype', '?')}"
-        took = f"{_number(metrics.get('steps'))} in {_number(metrics.get('seconds'))} s on {where}"
-        rows += [("optimizer steps", took), ("training loss, first → last", loss)]
+        loss = f"{_number(metrics.get('first_loss'))} → {_number(metrics.get('last_loss'))}"
+        rows.append(("optimizer steps", f"{_number(metrics.get('steps'))} in {_number(metrics.get('seconds'))} s on {where}"))
+        rows.append(("training loss, first → last", loss))
+        if metrics.get("best_eval_loss") is not None:
+            saved = f"{_number(metrics['best_eval_loss'])} at step {metrics.get('best_step')}; saved is step {metrics.get('saved_step')}"
+            rows.append(("validation loss, lowest", saved))
     return rows
 
 
-def scores(metrics: Mapping[str, Any]) -> tuple[list[dict[str, str]], bool]:
-    """Rows of the base-against-tuned table, and whether intervals were recorded; a measure that does not apply is left out."""
-    base, tuned = metrics.get("base", {}), metrics.get("tuned", {})
-    names = [
-        name for name in base if name != "tokens" and isinstance(base[name], (int, float)) and isinstance(tuned.get(name), (int, float))
-    ]
-    known = {name: _difference(metrics, name) for name in names}
-    rows = [
-        {
-            "name": name.replace("_", " "),
-            "base": _show(name)(base[name]),
-            "tuned": _show(name)(tuned[name]),
-            "difference": _signed(_show(name), known[name]["value"]) + known[name]["interval"],
-            "verdict": known[name]["verdict"],
-        }
-        for name in sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
-    ]
-    return rows, any(item["interval"] for item in known.values())
-
-
-def _difference(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Tuned minus base, the recorded 95 % interval as text and the verdict in words, the last two empty where none was recorded."""
-    recorded = metrics.get("difference")
-    record = recorded.get(name) if isinstance(recorded, Mapping) else None
-    value = {"value": metrics["tuned"][name] - metrics["base"][name], "interval": "", "verdict": ""}
-    if not isinstance(record, Mapping) or record.get("low") is None or record.get("high") is None:
-        return value
-    low, high = (_signed(_show(name), record[end]) for end in ("low", "high"))
-    return {"value": record.get("value", value["value"]), "interval": f" ({low} to {high})", "verdict": record.get("verdict", "")}
-
-
-def _show(name: str) -> Callable[[Any], str]:
-    """Losses are numbers, everything else is a share."""
-    return _number if name in _FIRST[:2] else _percent
-
-
-def _signed(show: Callable[[Any], str], value: Any) -> str:
-    text = show(value)
-    return f"+{text}" if isinstance(value, (int, float)) and value > 0 else text
+def score_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Rows of the base-against-tuned table; a measure that does not apply is left out."""
+    base, tuned, recorded = (metrics.get(name, {}) for name in ("base", "tuned", "difference"))
+    names = [name for name in base if name != "tokens" and _is_number(base[name]) and _is_number(tuned.get(name))]
+    rows = []
+    for name in sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)):
+        show = _number if name in _FIRST[:2] else _percent  # losses are numbers, everything else is a share
+        known = recorded.get(name) or {}
+        low, high = known.get("low"), known.get("high")
+        interval = f" ({_signed(show, low)} to {_signed(show, high)})" if None not in (low, high) else ""
+        rows.append(
+            {
+                "name": name.replace("_", " "),
+                "base": show(base[name]),
+                "tuned": show(tuned[name]),
+                "difference": _signed(show, tuned[name] - base[name]) + interval,
+                "verdict": known.get("verdict", ""),
+            }
+        )
+    return rows
 
 
 def equivalence_row(item: Mapping[str, Any]) -> dict[str, str]:
@@ -143,33 +120,27 @@ def equivalence_row(item: Mapping[str, Any]) -> dict[str, str]:
 def versions(found: Mapping[str, Any]) -> str:
     """The versions that trained it; the environment check's where training kept none."""
     for name, key in (("train_config", "versions"), ("train_metrics", "versions"), ("environment", "packages")):
-        packages = found.get(name, {}).get(key)
-        if not isinstance(packages, dict):
-            continue
-        known = {pack: value.get("version") if isinstance(value, dict) else value for pack, value in packages.items()}
-        text = ", ".join(f"{pack} {known[pack]}" for pack in _PACKAGES if known.get(pack))
-        python = found.get("environment", {}).get("python")
-        return ", ".join(part for part in (f"Python {python}" if python else "", text) if part)
+        if packages := found.get(name, {}).get(key):
+            known = {pack: value.get("version") if isinstance(value, dict) else value for pack, value in packages.items()}
+            python = found.get("environment", {}).get("python")
+            return ", ".join([f"Python {python}"] * bool(python) + [f"{pack} {known[pack]}" for pack in _PACKAGES if known.get(pack)])
     return ""
 
 
 def _code(value: Any) -> str:
     """A value as inline code that cannot break out of a table cell."""
-    if value is None:
-        return ""
-    text = re.sub(r"[`|\r\n]+", " ", str(value)).strip()
+    text = re.sub(r"[`|\r\n]+", " ", str(value)).strip() if value is not None else ""
     return f"`{text}`" if text else ""
 
 
 def _pairs(values: Any) -> str:
-    if not isinstance(values, Mapping):
-        return ""
-    shown = {
-        name.replace("_", " "): _number(value)
-        for name, value in values.items()
-        if value is not None and not isinstance(value, (dict, list))
-    }
-    return ", ".join(f"{value} {name}" if value[:1].isdigit() else f"{name} {_code(value)}" for name, value in shown.items())
+    plain = {name: value for name, value in (values or {}).items() if value is not None and not isinstance(value, (dict, list))}
+    shown = [(name.replace("_", " "), value) for name, value in plain.items()]
+    return ", ".join(f"{_number(value)} {name}" if _is_number(value) else f"{name} {_code(value)}" for name, value in shown)
+
+
+def _signed(show: Any, value: Any) -> str:
+    return f"+{show(value)}" if _is_number(value) and value > 0 else show(value)
 
 
 def _number(value: Any) -> str:

@@ -6,29 +6,38 @@ nothing is guessed. The licence is the author's to choose.
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers import __version__
+from mac_lora_helpers.adapter import Adapter
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.export.card import rows as card_rows
-from mac_lora_helpers.export.card.template import CARD
-from mac_lora_helpers.export.card.usage import Base, uses
-from mac_lora_helpers.files import portable
+from mac_lora_helpers.export.card import rows
+from mac_lora_helpers.redaction import portable
 
-#: What ``push_artifacts`` may name; ``run`` is the run's own records and goes along with another kind only.
-KINDS = ("adapter", "merged", "gguf", "mlx", "run")
+#: What ``push_artifacts`` may name → the library that loads it; ``run`` is the run's own records and goes along with another kind only.
+KINDS = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "mlx": "mlx", "run": ""}
 #: Stands for the Hub user until a push knows who it is.
 NOBODY = "YOUR_USERNAME"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 #: Metadata that people add to the card by hand; it survives a second ``write_card``.
 _BY_HAND = ("license", "license_name", "license_link", "language")
-_LIBRARY = {"adapter": "peft", "merged": "transformers", "gguf": "gguf", "mlx": "mlx"}
 _SOURCES = ("train_config", "manifest", "train_metrics", "eval_metrics", "equivalence", "environment")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_ASK = {
+    True: 'messages = [{{"role": "user", "content": {prompt}}}]\n'
+    'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)\n',
+    False: 'inputs = tokenizer({prompt}, return_tensors="pt")\n',
+}
+_ANSWER = """answer = model.generate(**inputs, max_new_tokens={tokens}, do_sample=False)
+print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,6 +67,46 @@ class Card:
         return self.body
 
 
+@dataclass(frozen=True)
+class Base:
+    """The base model as a reader of the card can know it.
+
+    Attributes:
+        kind: ``hub`` (an id on the Hub), ``embedded`` (ships with this package) or ``folder`` (on the author's disk).
+        name: the Hub id, ``embedded`` or the folder's own name; never a path.
+    """
+
+    kind: str
+    name: str
+
+    @classmethod
+    def of(cls, model_id: str) -> Base:
+        """Tells a Hub id from a folder: a path that exists or that only a path can look like."""
+        if model_id == EMBEDDED:
+            return cls("embedded", EMBEDDED)
+        if _HUB_ID.fullmatch(model_id) and not Path(model_id).is_dir():
+            return cls("hub", model_id)
+        return cls("folder", Path(model_id).expanduser().name or "model")
+
+    def values(self) -> dict[str, str]:
+        """For the template: the base in words, what ``from_pretrained`` takes, its imports, and its name for a command."""
+        text, code, imports = {
+            "hub": (f"[{self.name}](https://huggingface.co/{self.name})", f'"{self.name}"', ""),
+            "embedded": (
+                "the small chat model that ships with `mac-lora-helpers`",
+                'resolve({"preset": "smoke"}).model_path',
+                "from mac_lora_helpers.config import resolve\n",
+            ),
+            "folder": (
+                f"`{self.name}`, a model in a folder of the author's, not on the Hub",
+                f'"path/to/{self.name}"  # the folder that holds the base model',
+                "",
+            ),
+        }[self.kind]
+        name = self.name if self.kind == "hub" else "path/to/base"
+        return {"base_text": text, "base_code": code, "base_imports": imports, "base_name": name}
+
+
 def write_card(run: RunDir, config: Config) -> Card:
     """Writes ``export/README.md`` from the run's artefacts.
 
@@ -67,26 +116,41 @@ def write_card(run: RunDir, config: Config) -> Card:
         MissingArtifact: there is no adapter. InputError: a damaged artefact, or ``push_artifacts`` names an unknown kind.
         CheckFailed: figures in the run directory tell of another adapter.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
-    require_one_adapter(run, config)
+    adapter, kinds = require_one_adapter(run, config), kinds_of(config)
     found = {name: run.read_json(name) for name in _SOURCES if run.has(name)}
-    found["adapter_config"] = _adapter_config(run, config)
-    kinds = kinds_of(config)
-    base = Base.of(base_id(found, config))
-    values = _card_values(found, config, base, kinds)
-    card = ModelCard.from_template(_card_data(found, base, kinds, _by_hand(run)), template_str=CARD, **values)
+    train_config = found.get("train_config", {})
+    saved = {**found.get("manifest", {}).get("config", {}), **train_config.get("config", train_config)}
+    base = Base.of(saved.get("model_id") or adapter.base or config.model_id)
+    dataset = "" if saved.get("data_files") or saved.get("dataset_id") == EMBEDDED else saved.get("dataset_id", "")
+    data = ModelCardData(
+        base_model=base.name if base.kind == "hub" else None,
+        datasets=[dataset] if dataset else None,
+        library_name=KINDS[kinds[0]],
+        pipeline_tag="text-generation",
+        tags=["lora", "sft", "trl", "mac-lora-helpers", *[kind for kind in kinds if kind != "run" and kinds != ["adapter"]]],
+        **_by_hand(run),
+    )
+    values = {
+        **_usage(config, base, kinds, chat=found.get("manifest", {}).get("format") != "text"),
+        **_figures(found, saved, adapter),
+        "licence": _licence(base, dataset),
+    }
+    card = ModelCard.from_template(data, template_str=TEMPLATE.read_text(encoding="utf-8"), **values)
     text = portable(re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n")
-    path = run.write_text("card", text)
-    return Card(path, text, [ARTIFACTS[name][0] for name in _SOURCES if name not in found])
+    return Card(run.write_text("card", text), text, [ARTIFACTS[name][0] for name in _SOURCES if name not in found])
 
 
-def require_one_adapter(run: RunDir, config: Config) -> None:
-    """Figures of another adapter would be a lie in this one's card."""
-    if not config.adapter_dir:
-        run.check_trained()
-        run.check_about(adapter_folder(run, config), "train_metrics")
-    run.check_about(adapter_folder(run, config), "eval_metrics", "equivalence")
+def require_one_adapter(run: RunDir, config: Config) -> Adapter:
+    """The adapter to publish; figures of another one would be a lie in its card.
+
+    Raises:
+        MissingArtifact: the run has none. InputError: it cannot be read. CheckFailed: figures tell of another one.
+    """
+    adapter = Adapter.find(run, config)
+    run.check_about(adapter.folder, *["train_metrics"] * adapter.own, "eval_metrics", "equivalence")
+    return adapter
 
 
 def kinds_of(config: Config) -> list[str]:
@@ -96,11 +160,9 @@ def kinds_of(config: Config) -> list[str]:
         InputError: a kind that does not exist.
     """
     kinds = list(dict.fromkeys(part.strip().lower() for part in config.push_artifacts.split(",") if part.strip()))
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown or kinds[:1] in ([], ["run"]):
-        raise InputError(
-            f"push_artifacts cannot be {config.push_artifacts!r}", where="parameter push_artifacts", fix=f"choose from {', '.join(KINDS)}"
-        )
+    if not set(kinds) <= set(KINDS) or kinds[:1] in ([], ["run"]):
+        what = f"push_artifacts cannot be {config.push_artifacts!r}"
+        raise InputError(what, where="parameter push_artifacts", fix=f"choose from {', '.join(KINDS)}")
     return kinds
 
 
@@ -113,101 +175,47 @@ def repo_name(config: Config) -> str:
     return f"{stem or 'model'}-lora"
 
 
-def adapter_folder(run: RunDir, config: Config) -> Path:
-    """The adapter to publish: ``adapter_dir``, else the run's own.
-
-    Raises:
-        MissingArtifact: the run has none. InputError: ``adapter_dir`` is no adapter.
-    """
-    if not config.adapter_dir:
-        return run.need("adapter")
-    folder = Path(config.adapter_dir).expanduser().absolute()
-    if not (folder / "adapter_config.json").is_file():
-        raise InputError(
-            "adapter_dir holds no adapter_config.json", where=portable(config.adapter_dir), fix="name the folder that training wrote"
-        )
-    return folder
-
-
-def _adapter_config(run: RunDir, config: Config) -> dict[str, Any]:
-    import json
-
-    path = adapter_folder(run, config) / "adapter_config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the adapter's configuration cannot be read: {error}", where=path.name, fix="train again") from None
-
-
-def base_id(found: Mapping[str, Any], config: Config) -> str:
-    """What the adapter was trained on: the saved config's ``model_id``, else PEFT's own record, else the parameter."""
-    saved = _saved(found)
-    return saved.get("model_id") or found.get("adapter_config", {}).get("base_model_name_or_path") or config.model_id
-
-
-def _saved(found: Mapping[str, Any]) -> dict[str, Any]:
-    train_config = found.get("train_config", {})
-    return {**found.get("manifest", {}).get("config", {}), **train_config.get("config", train_config)}
-
-
 def _by_hand(run: RunDir) -> dict[str, Any]:
     """Metadata that a person added to the card that is there."""
     from huggingface_hub import ModelCard
 
-    if not run.has("card"):
-        return {}
     try:
-        data = ModelCard.load(run.path("card"), ignore_metadata_errors=True).data.to_dict()
+        data = ModelCard.load(run.path("card"), ignore_metadata_errors=True).data.to_dict() if run.has("card") else {}
     except Exception:  # a card that cannot be read is replaced
         return {}
     return {key: data[key] for key in _BY_HAND if data.get(key)}
 
 
-def _card_data(found: Mapping[str, Any], base: Base, kinds: list[str], by_hand: Mapping[str, Any]) -> Any:
-    """The Hub's metadata; ``base_model`` and ``datasets`` only where they are ids on the Hub."""
-    from huggingface_hub import ModelCardData
-
-    dataset = _dataset_id(found)
-    forms = [kind for kind in kinds if kind != "run"]
-    tags = ["lora", "sft", "trl", "mac-lora-helpers", *([] if forms == ["adapter"] else forms)]
-    return ModelCardData(
-        base_model=base.name if base.kind == "hub" else None,
-        datasets=[dataset] if dataset else None,
-        library_name=_LIBRARY[kinds[0]],
-        pipeline_tag="text-generation",
-        tags=tags,
-        **by_hand,
-    )
-
-
-def _dataset_id(found: Mapping[str, Any]) -> str:
-    saved = _saved(found)
-    dataset = saved.get("dataset_id", "")
-    return "" if saved.get("data_files") or dataset == EMBEDDED else dataset
-
-
-def _card_values(found: Mapping[str, Any], config: Config, base: Base, kinds: list[str]) -> dict[str, Any]:
+def _usage(config: Config, base: Base, kinds: list[str], chat: bool) -> dict[str, Any]:
+    """How to load and ask what is published; texts as literals, which are the same in JSON and Python."""
     name = repo_name(config)
-    repo = name if "/" in name else f"{NOBODY}/{name}"
-    chat = found.get("manifest", {}).get("format") != "text"
-    metrics, saved = found.get("eval_metrics", {}), _saved(found)
-    scores, intervals = card_rows.scores(metrics)
+    repo, prompt = name if "/" in name else f"{NOBODY}/{name}", json.dumps(config.prompt, ensure_ascii=False)
     return {
+        **base.values(),
         "title": name.split("/")[-1],
-        "summary": f"A LoRA fine-tune of {base.text}, made with [TRL](https://github.com/huggingface/trl)'s `SFTTrainer`.",
-        "uses": uses(base, kinds, repo, chat=chat, prompt=config.prompt, max_new_tokens=config.max_new_tokens),
-        "data": card_rows.data_rows(found, saved),
-        "recipe": card_rows.recipe_rows(found, saved),
+        "kinds": kinds,
+        "repo": repo,
+        "repo_literal": json.dumps(repo),
+        "prompt_quoted": shlex.quote(" ".join(config.prompt.split())),
+        "ask": _ASK[chat].format(prompt=prompt) + _ANSWER.format(tokens=config.max_new_tokens),
+    }
+
+
+def _figures(found: Mapping[str, Any], saved: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
+    metrics = found.get("eval_metrics", {})
+    scores = rows.score_rows(metrics)
+    return {
+        "data": rows.data_rows(found, saved),
+        "recipe": rows.recipe_rows(found, saved, adapter.settings),
         "scores": scores,
-        "findings": [str(finding) for finding in metrics.get("findings", [])],
-        "intervals": intervals,
+        "intervals": any("(" in row["difference"] for row in scores),
+        "findings": metrics.get("findings", []),
         "examples": metrics.get("examples", "?"),
         "loss_examples": metrics.get("loss_examples"),
-        "verdict": metrics["verdict"] if isinstance(metrics.get("verdict"), str) else "",
-        "equivalence": [card_rows.equivalence_row(item) for item in found.get("equivalence", {}).get("artefacts", [])],
-        "versions": card_rows.versions(found),
+        "verdict": metrics.get("verdict", ""),
+        "equivalence": [rows.equivalence_row(item) for item in found.get("equivalence", {}).get("artefacts", [])],
+        "versions": rows.versions(found),
         "writer": f"mac-lora-helpers {__version__}",
-        "licence": _licence(base, _dataset_id(found)),
     }
 
 

@@ -1,70 +1,55 @@
-"""The Hub's refusals in the user's terms, and the few that are worth another try."""
+"""The Hub's refusals in the user's terms, in one place, and the few that are worth another try."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mac_lora_helpers.errors import InputError, UserError
+from mac_lora_helpers.redaction import portable
 
 T = TypeVar("T")
 #: HTTP status (0: no answer) → what happened, what to do.
 Sentences = dict[int, tuple[str, str]]
 
-#: Seconds between tries of a call that failed for a reason that passes.
-WAITS = (1.0, 3.0)
-#: A wait that the Hub asks for and that is still sensible to sit through.
-LONGEST_WAIT = 60.0
-#: Answers that pass by themselves: too many requests, and the Hub's own failures.
-PASSING = {408, 429, 500, 502, 503, 504}
-_FULL = re.compile(r"quota|storage limit|storage.{0,20}exceeded|limit.{0,20}storage|upgrade your plan", re.I)
+_FILE = tomllib.loads(Path(__file__).with_name("refusals.toml").read_text(encoding="utf-8"))
+SENTENCES: Sentences = {int(status): (entry["what"], entry["fix"]) for status, entry in _FILE.items()}
 _KEPT = "What was already uploaded is kept: run this step again and it goes on from there. Nothing is published before the last step."
+#: Seconds between tries of a call that failed for a reason that passes; and a wait that the Hub asks for and that one can sit through.
+WAITS, LONGEST_WAIT = (1.0, 3.0), 60.0
+#: Answers that pass by themselves: none, too many requests, and the Hub's own failures.
+PASSING = {0, 408, 429, 500, 502, 503, 504}
+_FULL = re.compile(r"quota|storage limit|storage.{0,20}exceeded|limit.{0,20}storage|upgrade your plan", re.I)
 
 
 class HubError(UserError):
-    """The Hub, or the way to it, refused. ``status`` is the HTTP status; 0 if there was no answer."""
+    """The Hub, or the way to it, refused. ``status`` is the HTTP status; 0 if there was no answer; -1 if it was not asked."""
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", status: int = 0) -> None:
+    def __init__(self, what: str, *, where: str = "", fix: str = "", status: int = -1) -> None:
         super().__init__(what, where=where, fix=fix)
         self.status = status
 
 
-#: HTTP status → (what happened, what to do). ``{repo}``, ``{namespace}`` and ``{said}`` are filled in.
-SENTENCES: Sentences = {
-    400: ("The Hub does not accept the content: {said}", "correct what it names, then run this step again"),
-    401: (
-        "The Hub does not accept this login.",
-        "run `hf auth login` with a token from https://huggingface.co/settings/tokens; a HF_TOKEN in the environment counts before it",
-    ),
-    403: (
-        "This login may not write to {repo}.",
-        "use a token with the role write (or a fine-grained one with write access to {namespace}), or choose a repo_id under your own name",
-    ),
-    404: (
-        "{repo} is not on the Hub, or this login may not see it.",
-        "check repo_id for typing errors, and that the repository was not deleted or renamed meanwhile",
-    ),
-    409: ("The Hub is busy with another change to {repo}.", "wait a minute, then run this step again. " + _KEPT),
-    412: ("{repo} was changed by somebody else during this push.", "look at what changed, then run this step again. " + _KEPT),
-    413: (
-        "A file is larger than the Hub accepts.",
-        "send less: push_artifacts = adapter, or a smaller GGUF type; see https://huggingface.co/docs/hub/storage-limits",
-    ),
-    429: ("The Hub has had too many requests from this login or address.", "wait {wait}, then run this step again. " + _KEPT),
-    500: ("The Hub has trouble of its own (status {status}).", "look at https://status.huggingface.co and try again later. " + _KEPT),
-    507: (
-        "The storage of {namespace} on the Hub is full.",
-        "delete what is no longer needed, send less (push_artifacts = adapter), or enlarge the plan; "
-        "see https://huggingface.co/settings/billing",
-    ),
-    0: (
-        "The Hub cannot be reached.",
-        "check the connection (and a proxy or HF_ENDPOINT, if one is set), then run this step again. " + _KEPT,
-    ),
-}
+@contextlib.contextmanager
+def refusals(repo: str, sentences: Sentences = SENTENCES) -> Iterator[None]:
+    """A context manager for calls of ``HfApi``: what the Hub refuses inside is raised as a :class:`HubError`.
+
+    Args:
+        repo: what the calls are about. sentences: what each status means.
+    """
+    try:
+        yield
+    except Exception as error:
+        known = translate(error, repo, sentences)
+        if known is None or known is error:
+            raise
+        raise known from error
 
 
 def call(
@@ -75,24 +60,16 @@ def call(
     sentences: Sentences = SENTENCES,
     **options: Any,
 ) -> T:
-    """Calls the Hub; tries again after a passing failure, and raises every other one as a :class:`HubError`.
-
-    Args:
-        repo: what the call is about, for the message. waits: seconds between tries. sentences: what each status means.
-    """
+    """Calls the Hub within :func:`refusals`; a failure that passes by itself is tried again after each of ``waits`` seconds."""
     for wait in [*(WAITS if waits is None else waits), None]:
         try:
-            return function(*arguments, **options)
-        except KeyboardInterrupt:
-            raise
-        except Exception as error:
-            known = translate(error, repo, sentences)
-            if known is None:
+            with refusals(repo, sentences):
+                return function(*arguments, **options)
+        except HubError as error:
+            asked = next((_asked_wait(link) for link in _chain(error) if getattr(link, "response", None) is not None), None)
+            if wait is None or error.status not in PASSING or (asked or 0) > LONGEST_WAIT:
                 raise
-            pause = _pause(error, known, wait)
-            if pause is None:
-                raise known from error
-            time.sleep(pause)
+            time.sleep(wait if asked is None else asked)
     raise AssertionError("unreachable")
 
 
@@ -137,16 +114,11 @@ def translate(error: BaseException, repo: str, sentences: Sentences = SENTENCES)
         if isinstance(link, HfHubHTTPError) and link.response is not None:
             return _refusal(link, repo, sentences)
         if isinstance(link, httpx2.TransportError):
-            return _sentence(0, repo, _no_way(link), sentences=sentences)
+            text = f": {str(link)[:200]}" if "certificate" in str(link).lower() else ""
+            return _sentence(0, repo, type(link).__name__ + text, sentences=sentences)
     if isinstance(error, ValueError) and "metadata in README.md" in str(error):
         return _sentence(400, repo, str(error))
     return None
-
-
-def _no_way(error: BaseException) -> str:
-    """What stands in the way to the Hub: the error's kind, and its text where a certificate is refused."""
-    text = str(error)
-    return f"{type(error).__name__}: {text[:200]}" if "certificate" in text.lower() else type(error).__name__
 
 
 def no_login() -> HubError:
@@ -169,7 +141,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _refusal(error: Any, repo: str, sentences: Sentences) -> HubError:
-    status, said = error.response.status_code, _said(error)
+    status = error.response.status_code
+    said = portable(" ".join((error.response.headers.get("X-Error-Message") or error.server_message or "").split())[:200])
     full = status == 507 or (status == 402 and 402 not in sentences) or (status in (400, 403, 413) and _FULL.search(said))
     kind = 507 if full else 400 if status == 422 else min(status, 500)
     return _sentence(kind, repo, said, status, _asked_wait(error), sentences)
@@ -178,40 +151,14 @@ def _refusal(error: Any, repo: str, sentences: Sentences) -> HubError:
 def _sentence(
     kind: int, repo: str, said: str, status: int | None = None, wait: float | None = None, sentences: Sentences = SENTENCES
 ) -> HubError:
-    what, fix = sentences.get(
-        kind, ("The Hub refused with status {status}: {said}", "run this step again, or look at https://status.huggingface.co")
-    )
-    values = {
-        "repo": repo,
-        "namespace": repo.split("/")[0],
-        "said": said,
-        "status": status,
-        "wait": f"{wait:.0f} seconds" if wait else "a few minutes",
-    }
+    otherwise = ("The Hub refused with status {status}: {said}", "run this step again, or look at https://status.huggingface.co")
+    what, fix = sentences.get(kind, otherwise)
+    asked = f"{wait:.0f} seconds" if wait else "a few minutes"
+    values = {"repo": repo, "namespace": repo.split("/")[0], "said": said, "status": status, "wait": asked, "kept": _KEPT}
     where = repo if kind in (400, 403) or not said else f"{repo} ({'the Hub said: ' if kind else ''}{said})"
     return HubError(what.format(**values), where=where, fix=fix.format(**values), status=kind if status is None else status)
-
-
-def _said(error: Any) -> str:
-    """The Hub's own words: one line, cut, and never a token."""
-    from mac_lora_helpers.files import portable
-
-    text = error.response.headers.get("X-Error-Message") or error.server_message or ""
-    return portable(" ".join(text.split())[:200])
 
 
 def _asked_wait(error: Any) -> float | None:
     value = error.response.headers.get("Retry-After", "")
     return float(value) if value.isdigit() else None
-
-
-def _pause(error: BaseException, known: UserError, wait: float | None) -> float | None:
-    """Seconds to wait before another try; None: there is no sense in one."""
-    if wait is None or not isinstance(known, HubError) or not (known.status == 0 or known.status in PASSING):
-        return None
-    if "HF_HUB_OFFLINE" in known.what:
-        return None
-    asked = next((_asked_wait(link) for link in _chain(error) if getattr(link, "response", None) is not None), None)
-    if asked is None:
-        return wait
-    return asked if asked <= LONGEST_WAIT else None

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers.adapter import Adapter
 from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.config import EMBEDDED, Config
-from mac_lora_helpers.export.card.usage import Base
-from mac_lora_helpers.export.card.write import adapter_folder
-from mac_lora_helpers.export.hub import secrets
+from mac_lora_helpers.config import EMBEDDED
+from mac_lora_helpers.export.card.write import Base
+from mac_lora_helpers.export.hub import scan
 
 CARD = "README.md"
 #: Records of a run that the kind ``run`` sends: path in the repository → artefact.
@@ -26,12 +26,6 @@ RECORDS = {
     "run/job.json": "job_result",
 }
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".mar", ".npy", ".npz")
-_NEEDED = {
-    "adapter": ("adapter_config.json", "adapter_model.safetensors"),
-    "merged": ("config.json",),
-    "gguf": (),
-    "mlx": ("adapters.safetensors", "adapter_config.json"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,12 +45,18 @@ class Upload:
 
     @classmethod
     def of(cls, path: str, file: Path, content: bytes | None = None) -> Upload:
-        size, digest = digest_of(file if content is None else content)
-        return cls(path, file, size, digest, content)
+        """With the size and digest of what is there now."""
+        return cls(path, file, *digest_of(file if content is None else content), content)
 
     def unchanged(self) -> bool:
         """Whether the file still holds the bytes that were planned."""
         return self.content is not None or (self.file.is_file() and digest_of(self.file) == (self.bytes, self.sha256))
+
+    def git_digest(self) -> str:
+        """What the Hub calls a file that is not in LFS."""
+        from huggingface_hub.utils.sha import git_hash
+
+        return git_hash(self.content if self.content is not None else self.file.read_bytes())
 
 
 @dataclass
@@ -68,27 +68,22 @@ class Listing:
     problems: list[str] = field(default_factory=list)
 
 
-def collect(run: RunDir, config: Config, kinds: list[str]) -> Listing:
+def collect(run: RunDir, adapter: Adapter, kinds: list[str]) -> Listing:
     """The card and the files of every kind; the first kind lies at the repository's root, the others in their folders.
 
     Raises:
         MissingArtifact: a kind was not made yet.
     """
-    listing = Listing()
-    listing.uploads.append(Upload.of(CARD, run.need("card")))
+    listing = Listing([Upload.of(CARD, run.need("card"))])
     for kind in kinds:
         if kind == "run":
-            _collect_records(listing, run)
-            continue
-        folder = adapter_folder(run, config) if kind == "adapter" else run.need(kind)
-        _collect_folder(listing, run, folder, kind, "" if kind == kinds[0] else f"{kind}/")
+            run.need("train_config")
+            listing.uploads += [Upload.of(path, run.need(name)) for path, name in RECORDS.items() if run.has(name)]
+        else:
+            folder = adapter.folder if kind == "adapter" else run.need(kind)
+            _collect_folder(listing, run, folder, kind, "" if kind == kinds[0] else f"{kind}/")
     _scan(listing, run)
     return listing
-
-
-def _collect_records(listing: Listing, run: RunDir) -> None:
-    run.need("train_config")
-    listing.uploads += [Upload.of(path, run.path(name)) for path, name in RECORDS.items() if run.has(name)]
 
 
 def _collect_folder(listing: Listing, run: RunDir, folder: Path, kind: str, prefix: str) -> None:
@@ -96,33 +91,22 @@ def _collect_folder(listing: Listing, run: RunDir, folder: Path, kind: str, pref
     if not folder.resolve().is_relative_to(root):
         listing.problems.append(f"{folder.name}: lies outside the run directory; copy the adapter into it")
         return
-    for file in _walk(folder):
+    for file in sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()):
         name = file.relative_to(folder).as_posix()
         if not file.resolve().is_relative_to(root):
             listing.problems.append(f"{_shown(file, run)}: a link to something outside the run directory")
         elif not (os.access(file, os.R_OK) and file.exists()):
             listing.problems.append(f"{_shown(file, run)}: cannot be read")
-        elif reason := _left_out(file, name, kind):
+        elif reason := _left_out(file, name):
             listing.left_out.append((_shown(file, run), reason))
         else:
-            listing.uploads.append(Upload.of(prefix + name, file, _rewritten(file, name)))
-    sent = {upload.path for upload in listing.uploads}
-    missing = [name for name in _NEEDED[kind] if prefix + name not in sent]
-    listing.problems += [f"{name} is missing in {_shown(folder, run)}" for name in missing]
-    if not missing and not any(path.startswith(prefix) and path != CARD for path in sent):
+            listing.uploads.append(Upload.of(prefix + name, file, _rewritten(file)))
+    sent = {upload.path for upload in listing.uploads} - {CARD}
+    if not any(path.startswith(prefix) for path in sent):
         listing.problems.append(f"{_shown(folder, run)}: nothing in it can be sent")
 
 
-def _walk(folder: Path) -> list[Path]:
-    """Files and links below a folder; linked folders count as links and are not entered."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found += [Path(place) / name for name in [*links, *files]]
-    return sorted(found)
-
-
-def _left_out(file: Path, name: str, kind: str) -> str:
+def _left_out(file: Path, name: str) -> str:
     """Why a file is not sent; empty if it is."""
     if any(part.startswith(".") for part in name.split("/")):
         return "hidden"
@@ -130,9 +114,7 @@ def _left_out(file: Path, name: str, kind: str) -> str:
         return "a linked folder"
     if file.suffix.lower() in _PICKLES or is_pickle(file):
         return "may be a pickle, which runs code when it is loaded"
-    if name == CARD:
-        return "the run's own card takes its place"
-    return ""
+    return "the run's own card takes its place" if name == CARD else ""
 
 
 def is_pickle(file: Path) -> bool:
@@ -142,12 +124,10 @@ def is_pickle(file: Path) -> bool:
     return (len(head) > 1 and head[0] == 0x80 and head[1] in range(2, 6)) or head == b"PK\x03\x04"
 
 
-def _rewritten(file: Path, name: str) -> bytes | None:
+def _rewritten(file: Path) -> bytes | None:
     """PEFT's record of the base without the author's folders, where the base is a folder on this disk."""
-    if Path(name).name != "adapter_config.json":
-        return None
     try:
-        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.name == "adapter_config.json" else {}
     except ValueError:
         return None
     recorded = str(settings.get("base_model_name_or_path") or EMBEDDED)
@@ -159,16 +139,15 @@ def _rewritten(file: Path, name: str) -> bytes | None:
 
 def _scan(listing: Listing, run: RunDir) -> None:
     """Secrets anywhere in the run directory, and the home directory in what would be sent, stop the push."""
-    known, home = secrets.known_secrets(), secrets.home_directory()
+    known, home = scan.known_secrets(), scan.home_directory()
     sent = {upload.file.resolve() for upload in listing.uploads}
     for upload in listing.uploads:
         if upload.content is not None:
-            hits = secrets.scan_bytes(upload.content, {**known, **home})
+            hits = scan.scan_bytes(upload.content, {**known, **home})
             listing.problems += [f"{_shown(upload.file, run)}: {kind}" for kind, _ in hits]
     plain = [upload.file for upload in listing.uploads if upload.content is None]
-    rest = [file for file in secrets.texts_of(run.root) if file.resolve() not in sent]
-    findings = [*secrets.scan_files(plain, run.root, {**known, **home}), *secrets.scan_files(rest, run.root, known)]
-    listing.problems += [str(finding) for finding in findings]
+    rest = [file for file in scan.texts_of(run.root) if file.resolve() not in sent]
+    listing.problems += [*scan.scan_files(plain, run.root, {**known, **home}), *scan.scan_files(rest, run.root, known)]
 
 
 def digest_of(source: Path | bytes) -> tuple[int, str]:

@@ -13,10 +13,11 @@ from mac_lora_helpers.export.card.write import NOBODY, kinds_of, repo_name, requ
 from mac_lora_helpers.export.hub.errors import HubError, call, no_login, within
 from mac_lora_helpers.export.hub.files import Upload, collect
 
-#: Seconds that a question to the Hub may take.
-PATIENCE = 20.0
-_SHOWN = 10
+#: Seconds that a question to the Hub may take; problems that a message lists.
+PATIENCE, SHOWN = 20.0, 10
 _MAY_WRITE = ("admin", "write", "contributor")
+#: Path in a repository → (kind of digest, digest).
+Digests = dict[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,22 @@ class Account:
 
     @classmethod
     def of(cls, whoami: Mapping[str, Any]) -> Account:
+        """From the Hub's answer."""
         orgs = {org["name"]: org.get("roleInOrg", "") for org in whoami.get("orgs", [])}
         return cls(whoami["name"], orgs, whoami.get("auth", {}).get("accessToken", {}))
 
     def may_write(self, repo_id: str) -> bool | None:
         """Whether the token may write to a repository; None where whoami does not tell."""
         namespace, role = repo_id.split("/")[0], self.token.get("role")
-        if namespace != self.name and namespace not in self.orgs:
-            return False
-        if role == "read":
+        if role == "read" or (namespace != self.name and namespace not in self.orgs):
             return False
         if role == "fineGrained":
-            return self._scoped(repo_id, namespace)
+            scopes = self.token.get("fineGrained", {}).get("scoped", [])
+            named = [scope for scope in scopes if scope.get("entity", {}).get("name") in (namespace, repo_id)]
+            return any("repo.write" in scope.get("permissions", []) for scope in named)
         if namespace == self.name:
             return True if role == "write" else None
         return self.orgs[namespace] in _MAY_WRITE if self.orgs[namespace] else None
-
-    def _scoped(self, repo_id: str, namespace: str) -> bool:
-        scopes = self.token.get("fineGrained", {}).get("scoped", [])
-        named = [scope for scope in scopes if scope.get("entity", {}).get("name") in (namespace, repo_id)]
-        return any("repo.write" in scope.get("permissions", []) for scope in named)
 
 
 @dataclass
@@ -60,11 +57,10 @@ class PushPlan:
         private: visibility of the repository after the push.
         dry_run: nothing will be sent.
         who: the login's name; None if there is none or the Hub could not be asked. logged_in: whether there is a token.
-        exists: whether the repository is there; None: not known.
+        exists: whether the repository is there; None: not known. before: what it holds then.
         uploads: what would be sent. left_out: (path, reason).
         problems: each of them stops the push. notes: worth knowing.
         url: where it will be; empty while the user is not known.
-        commit, sent: after a push: its commit, and the files that the Hub did not have.
     """
 
     repo_id: str
@@ -73,55 +69,60 @@ class PushPlan:
     who: str | None = None
     logged_in: bool = False
     exists: bool | None = None
+    before: Digests = field(default_factory=dict)
     uploads: list[Upload] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     url: str = ""
-    commit: str | None = None
-    sent: list[str] = field(default_factory=list)
-
-    def require_sound(self) -> None:
-        """Nothing stands against the push.
-
-        Raises:
-            CheckFailed: the plan has problems, or a file changed since it was made.
-        """
-        if self.problems:
-            more = len(self.problems) - _SHOWN
-            listed = "\n    ".join([*self.problems[:_SHOWN], *([f"… and {more} more"] if more > 0 else [])])
-            raise CheckFailed(
-                "Nothing is sent: the plan has problems.",
-                where=f"\n    {listed}",
-                fix="remove or correct each of them, then plan again; a token that lay in a file should be revoked, not only deleted",
-            )
-        changed = [upload.path for upload in self.uploads if not upload.unchanged()]
-        if changed:
-            fix = "make the plan again, look at it, then push"
-            raise CheckFailed("Files changed since the plan was made.", where=", ".join(changed[:_SHOWN]), fix=fix)
 
     @property
     def files(self) -> list[dict[str, Any]]:
         """``path``, ``bytes`` and ``sha256`` of every file."""
         return [{"path": upload.path, "bytes": upload.bytes, "sha256": upload.sha256} for upload in self.uploads]
 
-    @property
-    def total_bytes(self) -> int:
-        return sum(upload.bytes for upload in self.uploads)
-
     def rows(self) -> list[tuple[str, str]]:
         """(what, value) for a table."""
         state = {True: "exists", False: "will be made", None: "not looked up"}[self.exists]
-        rows = [
+        return [
             ("mode", "dry run: nothing is sent" if self.dry_run else "push"),
             ("you", self.who or ("not known: the Hub was not asked" if self.logged_in else "no login found (`hf auth login`)")),
             ("repository", f"{self.repo_id} ({state})"),
             ("visibility", "private" if self.private else "public"),
-            ("files", f"{len(self.uploads)} files, {self.total_bytes:,} bytes"),
+            ("files", f"{len(self.uploads)} files, {sum(upload.bytes for upload in self.uploads):,} bytes"),
+            *[("left out", f"{path}: {reason}") for path, reason in self.left_out],
+            *[("note", note) for note in self.notes],
+            *[("problem", problem) for problem in self.problems],
         ]
-        rows += [("left out", f"{path}: {reason}") for path, reason in self.left_out]
-        rows += [("note", note) for note in self.notes]
-        return [*rows, *(("problem", problem) for problem in self.problems)]
+
+    def require_ready(self) -> None:
+        """Looked at once more before anything is sent.
+
+        Raises:
+            CheckFailed: the plan has problems (a secret, a file outside the run directory, …), or a file changed since.
+        """
+        if self.problems:
+            more = len(self.problems) - SHOWN
+            listed = "\n    ".join([*self.problems[:SHOWN], *([f"… and {more} more"] if more > 0 else [])])
+            fix = "remove or correct each of them, then make the plan again; a token that lay in a file should be revoked, not only deleted"
+            raise CheckFailed("Nothing is sent: the plan has problems.", where=f"\n    {listed}", fix=fix)
+        changed = [upload.path for upload in self.uploads if not upload.unchanged()]
+        if changed:
+            fix = "make the plan again, look at it, then push"
+            raise CheckFailed("Files changed since the plan was made.", where=", ".join(changed[:SHOWN]), fix=fix)
+
+    def operations(self, api: Any) -> list[Any]:
+        """What ``create_commit`` takes: every file of the plan, the repository's visibility looked at first.
+
+        Raises:
+            CheckFailed: the repository is public, and a private push was asked for (somebody may have opened it meanwhile).
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        if self.private and not api.model_info(self.repo_id).private:
+            fix = "choose another repo_id, or private = False"
+            raise CheckFailed(f"{self.repo_id} is public, and private = True was asked for.", where=self.url, fix=fix)
+        return [CommitOperationAdd(upload.path, str(upload.file) if upload.content is None else upload.content) for upload in self.uploads]
 
 
 def plan_push(run: RunDir, config: Config) -> PushPlan:
@@ -136,15 +137,12 @@ def plan_push(run: RunDir, config: Config) -> PushPlan:
     kinds, name = kinds_of(config), repo_name(config)
     if config.push and not config.repo_id.strip():
         raise InputError("a push needs a name for the repository", where="parameter repo_id", fix=f"for example repo_id = {name!r}")
-    plan = PushPlan(_checked(name), config.private, dry_run=not config.push)
-    account = _account(plan)
-    if account is not None:
-        _place(plan, account)
-    require_one_adapter(run, config)
+    plan = _placed(PushPlan(_checked(name), config.private, dry_run=not config.push))
+    adapter = require_one_adapter(run, config)
     if not run.has("card"):
         write_card(run, config)
     _name_in_card(run, plan)
-    listing = collect(run, config, kinds)
+    listing = collect(run, adapter, kinds)
     plan.uploads, plan.left_out = listing.uploads, listing.left_out
     plan.problems += listing.problems
     return plan
@@ -156,14 +154,10 @@ def check_access(config: Config) -> PushPlan:
     Raises:
         HubError: no login, or the Hub refuses. CheckFailed: the login may not write there, or the repository is public.
     """
-    plan = PushPlan(_checked(repo_name(config)), config.private, dry_run=False)
-    account = _account(plan)
-    if account is not None:
-        _place(plan, account)
+    plan = _placed(PushPlan(_checked(repo_name(config)), config.private, dry_run=False))
     if plan.problems:
-        raise CheckFailed(
-            "; ".join(plan.problems), where=plan.url, fix="choose another repo_id, or log in with a token that may write there"
-        )
+        fix = "choose another repo_id, or log in with a token that may write there"
+        raise CheckFailed("; ".join(plan.problems), where=plan.url, fix=fix)
     return plan
 
 
@@ -174,9 +168,8 @@ def _checked(name: str) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise InputError(
-            f"repo_id cannot be {name!r}: {error}", where="parameter repo_id", fix="use name or user/name with letters, digits, - _ ."
-        ) from None
+        fix = "use name or user/name with letters, digits, - _ ."
+        raise InputError(f"repo_id cannot be {name!r}: {error}", where="parameter repo_id", fix=fix) from None
     return name
 
 
@@ -200,10 +193,13 @@ def _account(plan: PushPlan) -> Account | None:
         return None
 
 
-def _place(plan: PushPlan, account: Account) -> None:
+def _placed(plan: PushPlan) -> PushPlan:
     """Fills in the user's name, whether they may write there, and what is there already."""
     from huggingface_hub import constants
 
+    account = _account(plan)
+    if account is None:
+        return plan
     plan.who = account.name
     if "/" not in plan.repo_id:
         plan.repo_id = _checked(f"{account.name}/{plan.repo_id}")
@@ -214,6 +210,7 @@ def _place(plan: PushPlan, account: Account) -> None:
     elif allowed is None:
         plan.notes.append("Whether this token may write is not known before the push.")
     _look_up(plan)
+    return plan
 
 
 def _look_up(plan: PushPlan) -> None:
@@ -221,21 +218,36 @@ def _look_up(plan: PushPlan) -> None:
 
     try:
         info = within(PATIENCE, lambda: call(plan.repo_id, HfApi().model_info, plan.repo_id, timeout=PATIENCE), plan.repo_id)
+        plan.before = within(PATIENCE, lambda: remote_digests(plan.repo_id), plan.repo_id)
     except HubError as error:
         if error.status == 404:
             plan.exists = False
-            return
-        if not plan.dry_run:
+        elif plan.dry_run:
+            plan.notes.append(f"Whether the repository exists was not found out: {error.what}")
+        else:
             raise
-        plan.notes.append(f"Whether the repository exists was not found out: {error.what}")
         return
     plan.exists = True
     if not info.private and plan.private:
-        plan.problems.append(
-            f"{plan.repo_id} exists and is public; set private = False if everybody may see this, or choose another repo_id"
-        )
+        fix = "set private = False if everybody may see this, or choose another repo_id"
+        plan.problems.append(f"{plan.repo_id} exists and is public; {fix}")
     elif info.private and not plan.private:
         plan.notes.append("The repository is private and will be made public, because private = False.")
+
+
+def remote_digests(repo: str) -> Digests:
+    """What a repository holds, by path: ``("sha256", …)`` for a file in LFS, ``("git", …)`` for any other."""
+    from huggingface_hub import HfApi
+
+    items = call(repo, lambda: list(HfApi().list_repo_tree(repo, recursive=True)))
+    return {item.path: ("sha256", item.lfs.sha256) if item.lfs else ("git", item.blob_id) for item in items if hasattr(item, "size")}
+
+
+def differing(plan: PushPlan, remote: Digests) -> list[str]:
+    """Paths of the plan that a repository does not hold, or holds otherwise."""
+    local = {"sha256": lambda upload: upload.sha256, "git": Upload.git_digest}
+    here = {upload.path: upload for upload in plan.uploads}
+    return [path for path, upload in here.items() if path not in remote or local[remote[path][0]](upload) != remote[path][1]]
 
 
 def _name_in_card(run: RunDir, plan: PushPlan) -> None:

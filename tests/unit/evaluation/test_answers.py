@@ -10,6 +10,7 @@ from tiny import tiny_model
 from mac_lora_helpers import data, evaluation
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.evaluation import answers as room
+from mac_lora_helpers.evaluation import clock as watch
 from mac_lora_helpers.evaluation import prompt_ids
 
 
@@ -140,7 +141,7 @@ class TestTime:
     def clock(self, monkeypatch):
         """An answer takes a second."""
         now = [0.0]
-        monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
         generate = room.generate
 
         def slow(trained, prompts, config, which):
@@ -150,13 +151,13 @@ class TestTime:
         monkeypatch.setattr(room, "generate", slow)
 
     def test_the_cost_is_said_and_what_is_there_counts(self, trained, rows, clock, capsys):
-        config = resolved(trained.config.model_id, eval_batch_size=2, eval_minutes=0.6, max_new_tokens=2)
+        config = resolved(trained.config.model_id, eval_batch_size=2, eval_minutes=0.9, max_new_tokens=2)
         answers = evaluation.compare_answers(trained, rows, config)
         assert answers.coverage == {"examples": 18, "of": 24, "seconds": 36.0}
         first, second, last = capsys.readouterr().out.splitlines()
         assert first == "2 of 24 questions answered by both, about 32 s left: time for about 18 of them"
         assert second == "10 of 24 questions answered by both, about 16 s left: time for about 18 of them"
-        assert last == "18 of 24 questions were answered by both; eval_minutes=0.6 are over, so these count."
+        assert last == "18 of 24 questions answered by both; eval_minutes are over, so these count."
         asked = [answer["row"] for answer in answers]
         assert asked == sorted(asked) != list(range(18))
 

@@ -102,6 +102,16 @@ def test_many_rows_are_chosen_by_seed(trained, rows):
     assert evaluation.compare_losses(trained, tokens) != found
 
 
+def test_when_its_time_is_over_what_is_there_counts(trained, rows):
+    tokens = token_rows(trained.tokenizer, rows)
+    everything = evaluation.compare_losses(trained, tokens)
+    trained.config.eval_batch_size, trained.config.eval_minutes = 4, 1e-6
+    found = evaluation.compare_losses(trained, tokens)
+    assert (len(found.rows.tokens), found.of, found.available) == (4, 24, 24)
+    assert set(found.rows.tokens) <= set(everything.rows.tokens)
+    assert found.rows.base == pytest.approx([loss for loss in everything.rows.base if any(abs(loss - found.rows.base) < 1e-3)], rel=1e-3)
+
+
 def test_choice_keeps_the_order():
     assert choose(range(5), 5, 0) == [0, 1, 2, 3, 4]
     picked = choose(range(100), 10, 3)
