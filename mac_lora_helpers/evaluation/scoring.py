@@ -210,18 +210,16 @@ def metric_rows(metrics: Mapping[str, Any]) -> list[MetricRow]:
     return rows
 
 
-def save(run: RunDir, metrics: Mapping[str, Any], answers: Rows, trained: Any) -> None:
+def save(stage: RunDir, metrics: Mapping[str, Any], answers: Rows, trained: Any) -> None:
     """Writes ``eval/metrics.json`` and ``eval/samples.jsonl``, with the fingerprints of the adapter and of the data.
 
     Args:
-        run: of ``run.begin(4)``, so that figures, answers and chart come into place together.
+        stage: of ``run.begin(4)``, so that figures, answers and chart come into place together.
 
     Raises:
         InputError: there are no answers.
     """
     if not answers:
         raise InputError("there are no answers to save", where="eval/samples.jsonl", fix="run compare_answers first")
-    with run.writing("saving the evaluation"):
-        run.path("eval_metrics").unlink(missing_ok=True)
-        run.write_lines("eval_samples", answers)
-        run.write_json("eval_metrics", {**metrics, **run.made_from(trained.adapter.folder)})
+    stage.write_lines("eval_samples", answers)
+    stage.write_json("eval_metrics", {**metrics, **stage.made_from(trained.adapter.folder)})

@@ -114,7 +114,8 @@ def evaluate(made: Made) -> None:
     trained = evaluation.load(run, config)
     losses = evaluation.compare_losses(trained, tokens["test"])
     answers = evaluation.compare_answers(trained, run.read_lines("test"), config)
-    evaluation.save(run, evaluation.score(losses, answers), answers, trained)
+    with run.begin(4) as stage:
+        evaluation.save(stage, evaluation.score(losses, answers), answers, trained)
 
 
 def export(made: Made) -> Exported:

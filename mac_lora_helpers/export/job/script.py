@@ -280,7 +280,8 @@ def evaluate(run: Any, config: Any) -> None:
     losses = evaluation.compare_losses(trained, tokens["test"])
     answers = evaluation.compare_answers(trained, run.read_lines("test"), config)
     metrics = evaluation.score(losses, answers)
-    evaluation.save(run, metrics, answers, trained)
+    with run.begin(4) as stage:
+        evaluation.save(stage, metrics, answers, trained)
     print(metrics["verdict"], flush=True)
 
 
