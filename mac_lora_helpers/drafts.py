@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
-from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.files import atomic_file
-from mac_lora_helpers.redaction import portable, portable_tree
+from mac_lora_helpers.files import atomic_file, read_json
+from mac_lora_helpers.redaction import portable_tree
 
 
 class Draft:
@@ -32,16 +31,12 @@ class Draft:
         """The kept values; none where nothing was typed.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file is damaged, or lies in a folder that this suite did not make.
         """
-        try:
-            values = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        RunDir(self.path.parent)
+        if not self.path.is_file():
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._damaged(getattr(error, "strerror", None) or str(error)) from None
-        if not isinstance(values, dict):
-            raise self._damaged("it is not a JSON object")
+        values = read_json(self.path, fix="delete it; what was typed into the forms is typed again")
         return {name: value for name, value in values.items() if name in self.names}
 
     def keep(self, name: str, value: Any) -> bool:
@@ -60,7 +55,3 @@ class Draft:
         # Without the run's lock: no stage reads this file, and somebody may type while another process trains.
         with atomic_file(RunDir(self.path.parent).path("draft")) as temporary:
             temporary.write_text(json.dumps(portable_tree(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-    def _damaged(self, why: str) -> InputError:
-        fix = "delete it; what was typed into the forms is typed again"
-        return InputError(f"{self.path.name} cannot be read: {why}", where=portable(str(self.path)), fix=fix)

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mac_lora_helpers import ui
+from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import CONSENT, Config, configure, parameter_info, preset_values, resolve
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.ui.settings import allowed, command, settings_table
@@ -170,10 +171,17 @@ def test_a_secret_is_refused_and_shown_nowhere(opened, tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"max_steps"', '{"max_steps": "many"}', "[" * 5000, b"\xff"])
 def test_a_damaged_draft_is_refused_by_name(opened, tmp_path, content):
-    folder = tmp_path / "outputs" / "local-lora"
-    folder.mkdir(parents=True)
+    folder = RunDir(tmp_path / "outputs" / "local-lora").claim().root
     (folder / "draft.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=r"draft\.json"):
+        opened()
+
+
+def test_a_draft_in_somebodys_folder_is_not_read(opened, tmp_path):
+    folder = tmp_path / "outputs" / "local-lora"
+    folder.mkdir(parents=True)
+    (folder / "draft.json").write_text('{"out_dir": "elsewhere"}')
+    with pytest.raises(InputError, match="holds what this suite did not write"):
         opened()
 
 
