@@ -31,35 +31,45 @@ class Lost:
         said = [(turn, text) for turn, text in zip(reversed(_turns(messages, rows)), reversed(_answers(rows)), strict=False)]
         missing: set[str] = set()
         for turn, text in said:
-            if fault := self._answer(messages[turn], turn, text, template, missing):
+            if fault := _answer(messages[turn], turn, text, template):
                 return fault
-        if fault := _turns_there(messages, {turn for turn, _ in said}, plan.text):
+            _look(messages[turn], text, missing)
+        answered = {turn for turn, _ in said}
+        if fault := _turns_there(messages, answered, plan.text):
             return fault
+        for turn, message in enumerate(messages):
+            if len(message) > 2 and turn not in answered:
+                _look(message, plan.text, missing)
         names = [name for tool in example.tools or [] if (name := _tool_name(tool))]
         if any(name not in plan.text for name in names):
             missing.add("tool schemas")
         self.counts.update(missing)
         return None
 
-    def _answer(self, message: Message, turn: int, text: str, template: ChatTemplate, missing: set[str]) -> Fault | None:
-        """Looks for an answer's text, reasoning and calls in what is trained of it."""
-        thinking, content = split_thinking(message["content"])
-        bare = text.strip().removesuffix(template.end.strip()).removeprefix(template.lead.strip()).strip()
-        if not bare and message["content"].strip() + str(message.get("tool_calls", "")):
-            what = "tool call" if message.get("tool_calls") else "answer"
-            return Fault("answer_lost", f"messages[{turn}]", f"the chat template writes nothing of this {what}")
-        if not stands_in(content, text):
-            return Fault("turn_lost", f"messages[{turn}]", f"the chat template leaves out (part of) this answer: {brief(content)!r}")
-        for thought in filter(None, (thinking, message.get("reasoning_content", "").strip())):
-            if not stands_in(thought, text):
-                missing.add("reasoning")
-        for call in message.get("tool_calls", []):
-            function = call["function"]
-            if function["name"] not in text:
-                missing.add("tool calls")
-            elif not all(stands_in(value, text) for value in _leaves(function["arguments"])):
-                missing.add("arguments of tool calls")
-        return None
+
+def _answer(message: Message, turn: int, text: str, template: ChatTemplate) -> Fault | None:
+    """Whether an answer's text stands in what is trained of it."""
+    bare = text.strip().removesuffix(template.end.strip()).removeprefix(template.lead.strip()).strip()
+    if not bare:
+        what = "tool call" if message.get("tool_calls") else "answer"
+        return Fault("answer_lost", f"messages[{turn}]", f"the chat template writes nothing of this {what}")
+    content = split_thinking(message["content"])[1]
+    if not stands_in(content, text):
+        return Fault("turn_lost", f"messages[{turn}]", f"the chat template leaves out (part of) this answer: {brief(content)!r}")
+    return None
+
+
+def _look(message: Message, text: str, missing: set[str]) -> None:
+    """Looks for a turn's reasoning and calls in the text."""
+    for thought in filter(None, (split_thinking(message["content"])[0], message.get("reasoning_content", "").strip())):
+        if not stands_in(thought, text):
+            missing.add("reasoning")
+    for call in message.get("tool_calls", []):
+        function = call["function"]
+        if function["name"] not in text:
+            missing.add("tool calls")
+        elif not all(stands_in(value, text) for value in _leaves(function["arguments"])):
+            missing.add("arguments of tool calls")
 
 
 def _turns(messages: list[Message], rows: list[Row]) -> list[int]:

@@ -73,14 +73,14 @@ class Reader:
         config, lower = self.config, {key.lower().strip(): key for key in row if isinstance(key, str) and row[key] is not None}
         if config.text_field and isinstance(row.get(config.text_field), str):
             yield "text", (config.text_field,)
+        if "chosen" in lower and "rejected" in lower:
+            question = next((lower[name] for name in (*_QUESTIONS, *_LISTS) if name in lower), "")
+            yield "preference", (*filter(None, [question]), lower["chosen"])
         lists = [config.messages_field, *_LISTS] if config.messages_field else ["conversations"]
         for key in dict.fromkeys(name if row.get(name) is not None else lower.get(name, "") for name in lists):
             if key and (key in (config.messages_field, "messages", "conversations") or isinstance(from_json(row[key]), list)):
                 first = row[key][0] if isinstance(row[key], list) and row[key] else None
                 yield ("conversations" if isinstance(first, dict) and "from" in first else "messages"), (key,)
-        if "chosen" in lower and "rejected" in lower:
-            question = next((lower[name] for name in _QUESTIONS if name in lower), "")
-            yield "preference", (*filter(None, [question]), lower["chosen"])
         question, answer = (next((lower[name] for name in names if name in lower), "") for names in (_QUESTIONS, _ANSWERS))
         if question and answer:
             extra = next((lower[name] for name in _EXTRA if name in lower and lower[name] != question), "")
@@ -241,6 +241,7 @@ def _history(raw: Any, faults: Faults) -> list[Message]:
 def _preference(row: Row, fields: tuple[str, ...], faults: Faults, unused: set[str]) -> list[Message]:
     """Prompt and chosen answer; ``chosen`` may hold the whole conversation, as messages or as marked text."""
     chosen = from_json_list(row[fields[-1]])
+    chosen = [chosen] if isinstance(chosen, dict) else chosen
     prompt = from_json_list(row[fields[0]]) if len(fields) > 1 else None
     if isinstance(chosen, str) and prompt is None:
         pieces = _HH.split(chosen)

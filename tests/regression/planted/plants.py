@@ -39,7 +39,7 @@ def _spans(change: Callable[[list[int], int, int], tuple[int, int]]) -> Callable
 
         def trace(self: Any, plan: Any, encoding: Any) -> Any:
             row = original(self, plan, encoding)
-            return row and module.Row(row.ids, [change(row.ids, *span) for span in row.spans])
+            return row and row._replace(spans=[change(row.ids, *span) for span in row.spans])
 
         module.Masker.trace = trace
 
