@@ -22,8 +22,10 @@ from mac_lora_helpers.files import atomic_file, refusal
 _REMAKE = "run 02_data_formatting.ipynb again"
 
 
-def save(run: RunDir, source: Source, found: Found, splits: Splits, encoded: Encoded, config: Config) -> dict[str, Any]:
-    """Writes ``data/{train,valid,test}.jsonl``, ``data/tokens/``, the manifest, and the rejected rows if there are any.
+def save(run: RunDir, source: Source, found: Found, splits: Splits, encoded: Encoded, config: Config, figure: Any = None) -> dict[str, Any]:
+    """Writes ``data/{train,valid,test}.jsonl``, ``data/tokens/``, the manifest, the rejected rows and the figure if there are any.
+
+    All of them are put in place at once: whoever looks finds the old data or the new, never a mixture.
 
     Returns:
         The manifest, as read back from disk.
@@ -31,22 +33,17 @@ def save(run: RunDir, source: Source, found: Found, splits: Splits, encoded: Enc
     Raises:
         RunDirBusy: another process writes to the run directory.
     """
-    with run.writing("formatting data"):
-        return _save(run, source, found, splits, encoded, config)
-
-
-def _save(run: RunDir, source: Source, found: Found, splits: Splits, encoded: Encoded, config: Config) -> dict[str, Any]:
-    run.path("manifest").unlink(missing_ok=True)  # while the parts change there is no whole
-    for name in NAMES:
-        _write_lines(run, name, splits[name].lines())
-    rejected = chain(rejected_rows(found), encoded.rejected)
-    run.path("rejected").unlink(missing_ok=True)
-    if found.rejected or encoded.rejected:
-        run.write_lines("rejected", rejected)
-    with run.folder("tokens") as folder:
-        for name, path in encoded.files.items():
-            shutil.copyfile(path, Path(folder) / f"{name}.arrow")
-    run.write_json("manifest", _manifest(source, found, splits, encoded, config))
+    with run.begin(2) as stage:
+        for name in NAMES:
+            _write_lines(stage, name, splits[name].lines())
+        if found.rejected or encoded.rejected:
+            stage.write_lines("rejected", chain(rejected_rows(found), encoded.rejected))
+        with stage.folder("tokens") as folder:
+            for name, path in encoded.files.items():
+                shutil.copyfile(path, Path(folder) / f"{name}.arrow")
+        if figure is not None:
+            stage.save_figure("data_report", figure)
+        stage.write_json("manifest", _manifest(source, found, splits, encoded, config))
     return run.read_json("manifest")
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import time
 
 import pytest
 from conversations import conversations, make, runs, write_rows
@@ -184,6 +188,25 @@ def test_saved_artefacts_hold_what_was_shown(model, tmp_path):
     assert manifest["tokens"]["total"] == sum(len(row["input_ids"]) for part in tokens.values() for row in part)
     assert manifest["tokens"]["supervised"] == sum(label != -100 for part in tokens.values() for row in part for label in row["labels"])
     assert not run.has("rejected")
+
+
+def test_data_made_again_are_the_old_or_the_new_whenever_the_process_is_killed(model, tmp_path):
+    made = [make(model, write_rows(tmp_path / f"{seed}.jsonl", [{"messages": m} for m in conversations(30, seed=seed)])) for seed in (1, 2)]
+    whole = [one[-1].fingerprint for one in made]
+    begin = time.monotonic()
+    saved(made[0], tmp_path / "run")
+    lasts, rng, seen = time.monotonic() - begin, random.Random(0), set()
+    for moment in range(10):
+        if (child := os.fork()) == 0:
+            saved(made[moment % 2], tmp_path / "run")
+            os._exit(0)
+        time.sleep(rng.random() * 1.2 * lasts)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        manifest, tokens = data.load_tokens(RunDir(tmp_path / "run"))
+        seen.add(whole.index(manifest["fingerprint"]))
+        assert list(tokens["test"]) == list(made[whole.index(manifest["fingerprint"])][-1].splits["test"])
+    assert seen <= {0, 1}
 
 
 def test_tokens_that_are_not_the_manifests_are_refused(model, tmp_path):
