@@ -1,7 +1,7 @@
 """Predicted against measured peak memory of a training, one fresh process a point.
 
 Random weights are built in memory from a configuration; nothing is downloaded. Each point builds the recipe's trainer
-(``training.build_trainer``) and trains two steps, which are measured: on the CPU the process's resident set above what it
+(notebook 03's cells) and trains two steps, which are measured: on the CPU the process's resident set above what it
 was before the model, on a GPU PyTorch's own count. The prediction is made in another process, from the configuration. The
 allowances of the forecast were set while looking at points of the family qwen2; llama and gpt_neox (which the fast path
 does not know) are held out.
@@ -22,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -129,15 +130,14 @@ def measure(point: tuple[Any, ...], device: str, folder: str) -> dict[str, Any]:
     baseline = memory.used("cpu") - memory.library_bytes()
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
-    model.config.use_cache, model.memory_baseline = False, baseline
+    model.memory_baseline = baseline
     ids = torch.randint(0, shape.vocab_size, (rows * STEPS, tokens)).tolist()
     made = {"train": Dataset.from_list([{"input_ids": row, "labels": row} for row in ids])}
-    place = Choice(device, "benchmark"), Choice(dtype, "benchmark")
-    lora, args = training.lora_config(config, model), training.sft_config(config, run, *place)
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR / "model")
-    trainer = training.build_trainer(model, tokenizer, made, lora, args, run, config, on_log=lambda _: None)
+    names = {"run": run, "config": config, "model": model, "tokens": made, "device": Choice(device, "benchmark")}
+    names |= {"tokenizer": AutoTokenizer.from_pretrained(EMBEDDED_DIR / "model"), "ui": SimpleNamespace(LiveLoss=lambda: None)}
+    trainer = training.run_cells(names, "adapter", "trainer")["trainer"]
     trainer.train()
-    return {"point": list(point), "measured": trainer.meter.peak, "path": "fast" if trainer.fast and trainer.fast.applied else "plain"}
+    return {"point": list(point), "measured": trainer.meter.peak, "path": "fast" if trainer.fast.applied else "plain"}
 
 
 def run_point(point: tuple[Any, ...], device: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Speed and peak memory of a training step: TRL's plain recipe against the fast path, in one run.
 
 Random weights are built in memory from a configuration (the full shape is Qwen2.5-0.5B's), so nothing is downloaded. Every
-case trains a real trainer (``training.build_trainer``); its optimizer steps take the variants in turn, so that whatever
+case trains a real trainer (notebook 03's cells); its optimizer steps take the variants in turn, so that whatever
 else the machine does hits all of them alike; the rates of bare products are measured between rounds. Peak memory comes from one fresh
 process a variant. All of it with dropout 0, except the case ``recipe``, which has the reference recipe's 0.05.
 
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
@@ -109,13 +110,12 @@ def make_trainer(options: argparse.Namespace, case: str, dtype: str, steps: int,
     shape = model_config(options.shape)
     with torch.device(options.device):
         model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
-    model.config.use_cache = False
     model.memory_baseline = 0
     tokens = {"train": make_rows(4, options.length, shape.vocab_size, CASES[case])}
-    place = Choice(options.device, "benchmark"), Choice(dtype, "benchmark")
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR / "model")
-    lora, args = training.lora_config(config, model), training.sft_config(config, run, *place)
-    return training.build_trainer(model, tokenizer, tokens, lora, args, run, config, on_log=lambda rows: None)
+    names = {"run": run, "config": config, "model": model, "tokens": tokens, "tokenizer": tokenizer}
+    names |= {"device": Choice(options.device, "benchmark"), "ui": SimpleNamespace(LiveLoss=lambda: None)}
+    return training.run_cells(names, "adapter", "trainer")["trainer"]
 
 
 def switch(trainer: Any, variant: str) -> None:

@@ -114,6 +114,10 @@ class Config(BaseModel):
     lora_targets: Text = _param(
         "auto", "auto: the attention projections; all-linear; or module names, comma separated", "LoRA", "training", min_length=1
     )
+    use_rslora: bool = _param(False, "scale the update by alpha / √r instead of alpha / r: steadier at large ranks", "LoRA", "training")
+    use_dora: bool = _param(
+        False, "DoRA: the size of each weight column is trained too; slower, a little better at small ranks", "LoRA", "training"
+    )
     lora_layers: Whole = _param(0, "adapters in this many top layers only; 0: in every layer", "LoRA", "training", ge=0, le=1000)
 
     # Training
@@ -121,7 +125,14 @@ class Config(BaseModel):
     num_train_epochs: Number = _param(1, "epochs when max_steps is not set", "Training", "training", gt=0, le=1000)
     per_device_train_batch_size: Whole = _param(1, "rows in one forward pass", "Training", "training", ge=1, le=1024)
     gradient_accumulation_steps: Whole = _param(8, "forward passes per optimizer step", "Training", "training", ge=1, le=4096)
-    learning_rate: Number = _param(2e-4, "peak learning rate; falls linearly to zero", "Training", "training", gt=0, le=1)
+    learning_rate: Number = _param(2e-4, "peak learning rate", "Training", "training", gt=0, le=1)
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = _param("linear", "how the learning rate goes on from its peak; linear: falls to zero", "Training", "training")
+    warmup_steps: Number = _param(
+        0, "steps in which the learning rate rises to its peak; below 1: a share of all", "Training", "training", ge=0
+    )
+    weight_decay: Number = _param(0, "pull of the adapter's numbers towards zero (AdamW)", "Training", "training", ge=0, le=1)
     gradient_checkpointing: Switch = _param(
         "auto",
         "less memory, a third slower: true, false; auto: if it would not fit otherwise",
@@ -133,6 +144,18 @@ class Config(BaseModel):
         "auto: TRL's numbers with less work; lean: less memory too, slower; off: TRL's own path",
         "Training",
         "training",
+    )
+    eval_steps: Whole = _param(
+        0, "optimizer steps between two looks at the validation loss; 0: about ten in a training; -1: none", "Training", "training", ge=-1
+    )
+    keep_best: Switch = _param(
+        "auto",
+        "save the adapter with the lowest validation loss, not the last: true, false; auto: from 20 validation rows",
+        "Training",
+        "training",
+    )
+    early_stopping_patience: Whole = _param(
+        0, "stop after so many looks at the validation loss without a lower one; 0: never", "Training", "training", ge=0
     )
     logging_steps: Whole = _param(10, "optimizer steps between two lines of the log", "Training", "training", ge=1)
     save_steps: Whole = _param(200, "optimizer steps between two checkpoints", "Training", "training", ge=1)

@@ -1,9 +1,8 @@
-"""``mac-lora train``: notebook 03 alone and without a notebook; also what a launcher starts in each of several processes."""
+"""``mac-lora train``: notebook 03's cells without a notebook; also what a launcher starts in each of several processes."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
@@ -24,29 +23,16 @@ def train(config: Config) -> int:
     from mac_lora_helpers.suite.summary import summary
     from mac_lora_helpers.training import processes
 
-    run = RunDir(config.out_dir)
+    run, count = RunDir(config.out_dir), processes.count()
+    if processes.is_main():
+        print("training in one process" if count == 1 else f"training in {count} processes", flush=True)
     try:
-        metrics = training.run_training(run, config, on_log=_print_last)
+        metrics = training.run_training(run, config)
     except UserError as error:
         if processes.is_main():
             raise
         print(f"mac-lora, process {processes.index()}: {portable(str(error)).splitlines()[0]}", file=sys.stderr)
         return error.exit_code
     if metrics is not None:
-        _figure(run, metrics["steps"])
         print("\n".join(summary(run, [NOTEBOOKS[2]])))
     return 0
-
-
-def _figure(run: RunDir, steps: int) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from mac_lora_helpers.ui.figures import loss_figure
-
-    run.save_figure("loss_figure", loss_figure(run.read_lines("train_log"), steps))
-
-
-def _print_last(rows: list[dict[str, Any]]) -> None:
-    row = rows[-1]
-    print(f"step {row['step']}: loss {row['loss']:.4f}, learning rate {row['learning_rate']:.2e}, {row['seconds']:.0f} s", flush=True)

@@ -58,6 +58,18 @@ def any_of(flag: bool) -> bool:
     return bool(total(torch.tensor(float(flag))) > 0)
 
 
+def most(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if not _joined():
+        return number
+    import torch
+    from accelerate import PartialState
+
+    there = torch.tensor(number, device=PartialState().device)
+    torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX)
+    return int(there)
+
+
 def wait() -> None:
     """Returns when every process is here."""
     if _joined():

@@ -1,9 +1,11 @@
-"""The reference recipe as the libraries want it today: model, ``LoraConfig``, ``SFTConfig``."""
+"""The reference recipe as the libraries want it today: what notebook 03's cells take besides what they spell out."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,14 +13,38 @@ from typing import Any
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.compat import known_warnings
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.errors import InputError, first_line
 from mac_lora_helpers.language import language_part
 from mac_lora_helpers.model import require_base
-from mac_lora_helpers.training import memory, processes
+from mac_lora_helpers.training import curve, memory, processes
 from mac_lora_helpers.training.targets import find_targets, linear_modules, top_layers
 
 #: Parameters below which a second CPU thread gains nothing.
 _TINY = 20_000_000
+
+#: Settings of ``SFTConfig`` that are the same for every training, and stated because their defaults are not the
+#: recipe's or changed between versions. The weights are in their dtype already, so mixed precision stays off; the data
+#: come as tokens, so nothing is tokenized, cut, packed or given an end-of-sequence token.
+FIXED: dict[str, Any] = {
+    "optim": "adamw_torch",
+    "max_grad_norm": 1.0,
+    "router_aux_loss_coef": 0.0,  # routers of experts stay as they are: nothing to balance, and the loss stays the answers' own
+    "fp16": False,
+    "bf16": False,
+    "packing": False,
+    "padding_free": False,
+    "shuffle_dataset": False,
+    "dataset_kwargs": {"skip_prepare_dataset": True},
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+    "dataloader_num_workers": 0,  # workers deadlock on macOS with Python 3.12
+    "dataloader_pin_memory": False,
+    "ddp_find_unused_parameters": False,  # every adapter takes part in every step
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,  # it would hide a NaN in the logged mean
+    "save_strategy": "steps",
+    "push_to_hub": False,
+    "disable_tqdm": True,
+}
 
 
 def place(run: RunDir, config: Config) -> tuple[Any, Any]:
@@ -42,40 +68,50 @@ def _compare(now: Any, saved: dict[str, str] | None) -> Any:
     return dataclasses.replace(now, reason=note)
 
 
-def load_model(config: Config, device: Any, dtype: Any) -> Any:
-    """The base model in ``dtype`` on ``device``, key-value cache off (training never reads it).
+@contextlib.contextmanager
+def loading(config: Config, device: Any) -> Iterator[None]:
+    """Around ``from_pretrained``: the seed, the GPU of this process, a quiet library, and an error that says what to do.
 
     Raises:
         InputError: the folder or the Hub has no such model, or it needs remote code.
     """
-    import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, set_seed
+    from transformers import set_seed
 
+    from mac_lora_helpers.training import sft  # loaded now: libraries are no part of what a training needs
+
+    require_base(config)
     processes.choose_gpu(device.name)
     memory.settle()
-    baseline = memory.used(device.name) - memory.library_bytes()
+    sft.BASELINE[device.name] = memory.used(device.name)
     set_seed(config.seed)
-    with quiet():
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                require_base(config),
-                dtype=getattr(torch, dtype.name),
-                trust_remote_code=config.trust_remote_code,
-                use_safetensors=True,
-                **language_part(config),
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(
-                f"the model {config.model_id!r} cannot be loaded: {first_line(error)}",
-                where="parameter model_id",
-                fix="a folder with config.json and *.safetensors weights, or a Hub id within reach (`hf auth login` for a gated one)",
-            ) from error
-    model.to(device.name)
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"the model {config.model_id!r} cannot be loaded: {first_line(error)}",
+            where="parameter model_id",
+            fix="a folder with config.json and *.safetensors weights, or a Hub id within reach (`hf auth login` for a gated one)",
+        ) from error
+
+
+def from_disk(config: Config) -> dict[str, Any]:
+    """``from_pretrained``'s settings for the files: no pickles, and of a vision-text checkpoint the language part alone."""
+    return {"use_safetensors": True, **language_part(config)}
+
+
+def load_model(config: Config, device: Any, dtype: Any) -> Any:
+    """The base model as notebook 03 loads it, for what comes after the training."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with loading(config, device):
+        model = AutoModelForCausalLM.from_pretrained(
+            config.model_path, dtype=getattr(torch, dtype.name), **from_disk(config), trust_remote_code=config.trust_remote_code
+        )
     settle_threads(model.num_parameters(), device.name)
-    model.config.use_cache = False
-    model.memory_baseline = baseline
-    return model
+    return model.to(device.name)
 
 
 def settle_threads(parameters: int, device: str) -> None:
@@ -87,108 +123,63 @@ def settle_threads(parameters: int, device: str) -> None:
         torch.set_num_threads(1)
 
 
-def lora_config(config: Config, model: Any) -> Any:
-    """``peft.LoraConfig`` with targets that exist in this model, in every layer or in the ``lora_layers`` top ones.
+def layers(model: Any, config: Config) -> dict[str, Any]:
+    """``LoraConfig``'s settings for ``lora_layers``: adapters in the top layers alone; and for weights stored the other way round.
 
     Raises:
-        InputError: ``lora_targets`` names a module that the model does not have, or ``lora_layers`` more layers than it has.
+        InputError: ``lora_layers`` is more than the model has, or its layers are not recognized.
     """
-    with memory.importing():
-        from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D
 
-    targets = find_targets(model, config.lora_targets)
-    indices, pattern = top_layers(model, config.lora_layers, targets)
+    indices, pattern = top_layers(model, config.lora_layers, find_targets(model, config.lora_targets))
     conv1d = any(isinstance(module, Conv1D) for module in linear_modules(model).values())
-    return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-        target_modules=targets,
-        layers_to_transform=indices,
-        layers_pattern=pattern,
-        fan_in_fan_out=conv1d,
-    )
+    return {"layers_to_transform": indices, "layers_pattern": pattern, "fan_in_fan_out": conv1d}
 
 
-#: Settings of ``SFTConfig`` that are the same for every training, and stated because their defaults are not the
-#: recipe's or changed between versions. The weights are in their dtype already, so mixed precision stays off; the data
-#: come as tokens, so nothing is tokenized, cut, packed or given an end-of-sequence token.
-FIXED: dict[str, Any] = {
-    "lr_scheduler_type": "linear",
-    "optim": "adamw_torch",
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "router_aux_loss_coef": 0.0,  # routers of experts stay as they are: nothing to balance, and the loss stays the answers' own
-    "fp16": False,
-    "bf16": False,
-    "packing": False,
-    "padding_free": False,
-    "shuffle_dataset": False,
-    "dataset_kwargs": {"skip_prepare_dataset": True},
-    "activation_checkpointing_kwargs": {"use_reentrant": False},
-    "dataloader_num_workers": 0,  # workers deadlock on macOS with Python 3.12
-    "dataloader_pin_memory": False,
-    "ddp_find_unused_parameters": False,  # every adapter takes part in every step
-    "logging_first_step": True,
-    "logging_nan_inf_filter": False,  # it would hide a NaN in the logged mean
-    "save_strategy": "steps",
-    "eval_strategy": "no",
-    "report_to": "none",
-    "push_to_hub": False,
-    "disable_tqdm": True,
-}
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of a training on so many rows."""
+    return config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * math.ceil(rows / config.effective_batch_size))
 
 
-def sft_config(config: Config, run: RunDir, device: Any, dtype: Any) -> Any:
-    """``trl.SFTConfig`` for this run: the parameters, and ``FIXED``.
-
-    With several processes each takes its share of ``gradient_accumulation_steps``: an optimizer step sees the same rows.
+def running(config: Config, device: Any, tokens: dict[str, Any]) -> dict[str, Any]:
+    """``SFTConfig``'s settings that change nothing in the numbers: where it runs, how often it looks, logs and saves.
 
     Raises:
-        InputError: ``gradient_accumulation_steps`` cannot be dealt out evenly.
-        CheckFailed: transformers would train on another device than the chosen one.
+        InputError: the rows of a step cannot be dealt out evenly over the processes, or ``track`` names a package that is missing.
     """
-    with memory.importing():
-        from mac_lora_helpers.training import sft  # noqa: F401
-    from trl import SFTConfig
-
-    limit = {"max_steps": config.max_steps} if config.max_steps > 0 else {"num_train_epochs": config.num_train_epochs}
-    args = SFTConfig(
-        output_dir=str(run.path("checkpoints")),
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=_dealt_out(config),
-        learning_rate=config.learning_rate,
-        max_length=config.max_seq_length,
-        activation_checkpointing=config.gradient_checkpointing is not False,  # auto: settled with the trainer, by what fits
-        use_cpu=device.name == "cpu",
-        torch_empty_cache_steps=10 if device.name == "mps" else None,
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=config.logging_steps,
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
-        **limit,
-        **FIXED,
-    )
-    if args.device.type != device.name:
-        raise CheckFailed(f"the trainer would use {args.device.type}, not {device.name}", where="parameter device")
-    args._n_gpu = min(args.n_gpu, 1)  # one process, one GPU: transformers would split batches over all it sees (DataParallel)
-    return args
-
-
-def _dealt_out(config: Config) -> int:
-    """Forward passes of this process in an optimizer step."""
-    count, steps = processes.count(), config.gradient_accumulation_steps
-    if steps % count:
+    count = processes.count()
+    if config.effective_batch_size % count:
         raise InputError(
-            f"gradient_accumulation_steps={steps} cannot be dealt out evenly over {count} processes",
+            f"the {config.effective_batch_size} rows of an optimizer step cannot be dealt out evenly over {count} processes",
             where="parameter gradient_accumulation_steps",
             fix=f"a multiple of {count}, or another number of processes",
         )
-    return steps // count
+    every = curve.every(config, total_steps(config, len(tokens["train"])), len(tokens.get("valid") or ()))
+    if config.track != "off":
+        _require_tracker(config.track)
+    return {
+        "use_cpu": device.name == "cpu",
+        "torch_empty_cache_steps": 10 if device.name == "mps" else None,
+        "activation_checkpointing": config.gradient_checkpointing is not False,  # auto: settled with the trainer, by what fits
+        "logging_steps": config.logging_steps,
+        "eval_strategy": "steps" if every else "no",
+        "eval_steps": every or None,
+        "save_steps": config.save_steps,
+        "save_total_limit": config.save_total_limit,
+        "report_to": "none" if config.track == "off" else config.track,
+        "project": "mac-lora-helpers",
+        "seed": config.seed,
+        "data_seed": config.seed,
+    }
+
+
+def _require_tracker(name: str) -> None:
+    """The package is here, and the environment does not send its figures away: they stay on this machine."""
+    if importlib.util.find_spec(name) is None:
+        fix = 'pip install -e ".[track]", or set track=off'
+        raise InputError(f"track={name}, but the package {name} is not installed", where="parameter track", fix=fix)
+    for variable in [key for key in os.environ if key.startswith(f"{name.upper()}_") and not key.endswith("_DIR")]:
+        del os.environ[variable]
 
 
 @contextlib.contextmanager
@@ -206,8 +197,3 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

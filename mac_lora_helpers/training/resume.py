@@ -17,10 +17,11 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.files import atomic_file
-from mac_lora_helpers.training.base import base_weights
+from mac_lora_helpers.model import base_weights
 
 SEAL = "checkpoint.json"
 STATE = "state.json"
+CHOICE = "path.json"
 LAST_GOOD = "last-good-adapter"
 #: Parameters that change nothing in the numbers (or only the last bits): a checkpoint may be continued under others.
 _FREE = {"device", "gradient_checkpointing", "fast_path", "logging_steps", "save_steps", "save_total_limit", "resume", "track"}
@@ -119,6 +120,22 @@ def read_state(folder: Path) -> dict[str, Any]:
         return json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def write_choice(folder: Path, who: dict[str, Any], choice: dict[str, Any]) -> None:
+    """Keeps which path through the model was taken: what hangs on a timing must not be chosen anew by a resumed training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_file(folder / CHOICE) as temporary:
+        temporary.write_text(json.dumps({"identity": who, **choice}) + "\n", encoding="utf-8")
+
+
+def read_choice(folder: Path, who: dict[str, Any]) -> dict[str, Any] | None:
+    """The choice of an earlier part of the same training, or None."""
+    try:
+        kept = json.loads((folder / CHOICE).read_text(encoding="utf-8"))
+        return kept if kept.pop("identity") == who else None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
 
 
 def last_checkpoint(run: RunDir, config: Config) -> str | None:

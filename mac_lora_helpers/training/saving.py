@@ -9,7 +9,8 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.training.base import base_weights
+from mac_lora_helpers.model import base_weights
+from mac_lora_helpers.training import curve
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -63,14 +64,23 @@ def train_config(trainer: Any, run: RunDir, config: Config) -> dict[str, Any]:
             "r": lora.r,
             "alpha": lora.lora_alpha,
             "dropout": lora.lora_dropout,
+            "rslora": lora.use_rslora,
+            "dora": lora.use_dora,
             "targets": sorted(lora.target_modules),
             "layers": lora.layers_to_transform,
             "modules": sum(1 for name, _ in trainer.model.named_parameters() if "lora_B." in name),
             "parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         },
         "steps": trainer.state.global_step,
+        "best_step": best_step(trainer),
         "versions": versions(),
     }
+
+
+def best_step(trainer: Any) -> int | None:
+    """The step whose adapter is saved because its validation loss was lowest; None where the last step's is."""
+    point = curve.lowest(trainer.run_log.rows)
+    return point[0] if trainer.curve.keep_best and point else None
 
 
 def versions() -> dict[str, str]:

@@ -14,8 +14,11 @@ from typing import Any
 import matplotlib
 from matplotlib.ticker import MaxNLocator
 
+from mac_lora_helpers.text import duration
 from mac_lora_helpers.ui.memory_form import shares
+from mac_lora_helpers.ui.parts import headless
 from mac_lora_helpers.ui.picture import Picture
+from mac_lora_helpers.ui.progress import Line
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#666666"
 #: Beside blue bars: lighter than they are, so that the two differ in grey print too, and still 3 : 1 on white.
@@ -111,7 +114,12 @@ def loss_figure(rows: Sequence[Mapping[str, Any]], total_steps: int | None = Non
     checked = [(row["step"], row["eval_loss"]) for row in rows if row.get("eval_loss") is not None]
     left.plot(*_columns(points), color=BLUE, marker="o" if len(points) < 40 else None, markersize=4, label="training rows")
     if checked:
-        left.plot(*_columns(checked), color=ORANGE, marker="s", linestyle="--", label="validation rows")
+        left.plot(
+            *_columns(checked), color=ORANGE, marker="s", markersize=6, linestyle="--", linewidth=1.5, label="validation rows", zorder=3
+        )
+        step, loss = min(checked, key=lambda point: point[1])
+        said = f"lowest: {loss:.3g} at step {step}"
+        left.plot([step], [loss], color=RED, marker="o", markersize=13, fillstyle="none", linestyle="", label=said, zorder=4, clip_on=False)
     left.set(title="Loss on the trained tokens", xlabel="optimizer step", ylabel="loss (nats per token)")
     left.set_ylim(bottom=0)
     left.legend(loc="upper right")
@@ -141,7 +149,7 @@ def _loss_words(points: Sequence[tuple[float, float]], checked: Sequence[tuple[f
         return "Training: no step yet"
     (first, begin), (last, end) = points[0], points[-1]
     told = f"Training: the loss on the trained tokens went from {begin:.3g} at step {first} to {end:.3g} at step {last}"
-    return told + (f"; on validation rows it is {checked[-1][1]:.3g}" if checked else "")
+    return told + (f"; on validation rows it is {checked[-1][1]:.3g}, at its lowest {min(y for _, y in checked):.3g}" if checked else "")
 
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -149,36 +157,67 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 class LiveLoss:
-    """A loss figure that redraws in place while training runs: one output, at most one drawing in two seconds.
+    """Watches a training: step x of y, the time left and the newest loss in a line, and the loss figure below it.
 
-    Args:
-        total_steps: where the horizontal axis ends.
-        seconds: shortest time between two drawings.
+    Both are updated in place, the figure at most once in ``seconds``. Where nobody watches a notebook (papermill, a terminal)
+    the line is printed instead, now and then, and the figure is shown at the end.
     """
 
-    def __init__(self, total_steps: int | None = None, seconds: float = 2.0) -> None:
-        self.total_steps, self.seconds = total_steps, seconds
-        self._handle: Any = None
-        self._drawn = 0.0
+    def __init__(self, seconds: float = 2.0) -> None:
+        self.seconds = seconds
+        self._drawn = self._said = 0.0
+        self._handles: dict[str, Any] = {}
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        if time.monotonic() - self._drawn >= self.seconds:
-            self.draw(rows)
-
-    def draw(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Draws now; call it once at the end so that the last step is on the picture."""
-        from IPython.display import display
-
-        figure = loss_figure(rows, self.total_steps)
-        if self._handle is None:
-            self._handle = display(figure, display_id=True)
+    def __call__(self, rows: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
+        line = progress_line(rows, now)
+        if headless() or not _in_notebook():
+            self._print(line, now)
         else:
-            self._handle.update(figure)
+            self._show("line", Line(line))
+        due = time.monotonic() - self._drawn >= self.seconds and not headless()
+        if rows and _in_notebook() and (due or now["over"]):
+            self._draw(rows, now["of"])
+
+    def _print(self, line: str, now: Mapping[str, Any]) -> None:
+        if now["step"] <= 2 or now["over"] or time.monotonic() - self._said >= 5 * self.seconds:
+            print(line, flush=True)
+            self._said = time.monotonic()
+
+    def _draw(self, rows: Sequence[Mapping[str, Any]], steps: int) -> None:
+        figure = loss_figure(rows, steps)
+        self._show("figure", figure)
         # Figures are cycles: left to Python, thirty of them would stand in the measured memory of the training.
         figure.clear()
         del figure
         gc.collect()
         self._drawn = time.monotonic()
+
+    def _show(self, name: str, what: Any) -> None:
+        from IPython.display import display
+
+        if name in self._handles:
+            self._handles[name].update(what)
+        else:
+            self._handles[name] = display(what, display_id=True)
+
+
+def progress_line(rows: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> str:
+    """How far a training is, in words: ``step 37 of 200 · 12 s left · loss 0.53 · validation 0.58``."""
+    checked = [row["eval_loss"] for row in rows if row.get("eval_loss") is not None]
+    left = now["seconds_left"]
+    parts = [
+        f"step {now['step']:,} of {now['of']:,}",
+        "ended" if now["over"] else f"{duration(left)} left" if left is not None else "the time is known after the second step",
+        f"loss {now['loss']:.3f}" if now["loss"] is not None else "",
+        f"validation {checked[-1]:.3f}" if checked else "",
+    ]
+    return " · ".join(filter(None, parts))
+
+
+def _in_notebook() -> bool:
+    from IPython import get_ipython
+
+    return get_ipython() is not None
 
 
 @styled

@@ -91,18 +91,9 @@ def format_data(made: Made) -> None:
 
 
 def train(made: Made) -> None:
-    from mac_lora_helpers import data, training
+    from mac_lora_helpers import training
 
-    run, config = made.run, made.config
-    manifest, tokens = data.load_tokens(run)
-    config = config.inherit(manifest["config"], "data", made_by="02_data_formatting.ipynb")
-    device, dtype = training.place(run, config)
-    model = training.load_model(config, device, dtype)
-    lora, args = training.lora_config(config, model), training.sft_config(config, run, device, dtype)
-    trainer = training.build_trainer(model, data.load_tokenizer(config), tokens, lora, args, run, config, on_log=lambda log: None)
-    result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
-    training.save_adapter(trainer, run, config)
-    training.finish(trainer, result, run, config)
+    training.run_training(made.run, made.config)
 
 
 def evaluate(made: Made) -> None:

@@ -52,7 +52,7 @@ def test_no_definitions_and_no_shell(notebook):
 
 def test_cells_are_small_and_explained(notebook):
     for cell in code_cells(notebook):
-        limit = 16 if cell is parameters_cell(notebook) else 10
+        limit = 16 if cell is parameters_cell(notebook) else 12
         assert len(cell.source.splitlines()) <= limit, cell.id
         assert max(map(len, cell.source.splitlines())) <= 140, cell.id
     text = [cell for cell in notebook.cells if cell.cell_type == "markdown"]

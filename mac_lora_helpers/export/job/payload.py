@@ -8,14 +8,15 @@ import io
 import zipfile
 from pathlib import Path
 
+from mac_lora_helpers.artifacts import NOTEBOOKS
 from mac_lora_helpers.config import EMBEDDED, EMBEDDED_DIR, Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.hub import secrets
 from mac_lora_helpers.files import portable
 
 PACKAGE = Path(__file__).parents[2]
-#: Rooms that the job does not use.
-_AT_HOME = ("ui", "suite")
+#: The room that the job does not use.
+_AT_HOME = ("suite",)
 #: Local models and data up to this size travel with the job; larger ones belong on the Hub.
 LARGEST_INPUTS = 64 * 2**20
 
@@ -25,7 +26,9 @@ def package_zip() -> bytes:
     files = [
         path for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")]) if path.relative_to(PACKAGE).parts[0] not in _AT_HOME
     ]
-    return zip_of({f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in files})
+    notebook = f"notebooks/{NOTEBOOKS[2]}.ipynb"
+    named = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in files}
+    return zip_of({**named, notebook: PACKAGE.parent / notebook})
 
 
 def inputs_of(config: Config) -> tuple[dict[str, Path], dict[str, str]]:

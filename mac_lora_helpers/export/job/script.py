@@ -222,26 +222,22 @@ def train(run: Any, config: Any) -> None:
     """Notebook 03; in each of several processes, or in the only one."""
     from mac_lora_helpers import training
 
-    metrics = training.run_training(run, config, on_log=_print_log, made_by="this job")
+    metrics = training.run_training(run, config)
     if metrics is not None:
         print(f"loss {metrics['first_loss']:.4g} → {metrics['last_loss']:.4g} in {metrics['steps']} steps", flush=True)
 
 
 def traced(run: Any, config: Any) -> dict[str, Any]:
     """Notebook 03's training, not audited and not saved: what was trained on and what came out, for a comparison."""
-    from mac_lora_helpers import data, training
+    from mac_lora_helpers import training
 
-    manifest, tokens = data.load_tokens(run)
-    config = config.inherit(manifest["config"], "data", made_by="this job")
-    device, dtype = training.place(run, config)
-    model = training.load_model(config, device, dtype)
-    args, lora = training.sft_config(config, run, device, dtype), training.lora_config(config, model)
-    trainer = training.build_trainer(model, data.load_tokenizer(config), tokens, lora, args, run, config, on_log=_print_log)
+    names = training.run_cells({"run": run, "config": config}, last="trainer")
+    trainer = names["trainer"]
     batches = _trace_batches(trainer)
     trainer.train()
-    losses = [row["loss"] for row in run.read_lines("train_log") if row.get("loss") is not None]
-    resolved = {"SFTConfig": args.to_dict(), "LoraConfig": lora.to_dict(), "config": config.model_dump()}
-    return {"resolved": _plain(resolved), "batches": batches, "losses": losses, "fingerprint": manifest["fingerprint"]}
+    resolved = {"SFTConfig": names["args"].to_dict(), "LoraConfig": names["lora"].to_dict(), "config": names["config"].model_dump()}
+    fingerprint = names["manifest"]["fingerprint"]
+    return {"resolved": _plain(resolved), "batches": batches, "losses": trainer.run_log.losses, "fingerprint": fingerprint}
 
 
 def _trace_batches(trainer: Any) -> list[str]:
@@ -263,12 +259,6 @@ def _trace_batches(trainer: Any) -> list[str]:
 def _plain(value: Any) -> Any:
     """The value as JSON holds it; sets in order, everything unknown as text."""
     return json.loads(json.dumps(value, default=lambda item: sorted(item) if isinstance(item, set) else str(item)))
-
-
-def _print_log(rows: list[dict[str, Any]]) -> None:
-    row = {name: value for name, value in rows[-1].items() if isinstance(value, (int, float))}
-    names = ("step", "loss", "grad_norm", "learning_rate", "seconds")
-    print(" ".join(f"{name}={row[name]:.6g}" for name in names if name in row), flush=True)
 
 
 def evaluate(run: Any, config: Any) -> None:

@@ -1,7 +1,7 @@
-"""Plain against fast on a short batch, on the device in use, before the fast path is applied.
+"""Plain against fast on the device in use: the same numbers, and less time.
 
-Tests cannot foresee every device and library version, so this asks the machine itself. The batch is the beginning of
-the trainer's first row, its first half without labels. A failure counts as a difference: the plain path is always there.
+Tests cannot foresee every device and library version, so this asks the machine itself. For the numbers the batch is the
+beginning of the trainer's first row, its first half without labels. A failure counts as a difference: the plain path is always there.
 The adapter's B, zero at the start, is moved for the comparison (A would have no gradient otherwise) and put back;
 dropout is off; the random state is untouched.
 """
@@ -9,14 +9,19 @@ dropout is off; the random state is untouched.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from mac_lora_helpers.training import processes
+from mac_lora_helpers.training.batches import collate
 from mac_lora_helpers.training.recipe import first_line
 
-TOKENS = 64
+#: Tokens of the comparison's row, and of the race's rows at most.
+TOKENS, RACE_TOKENS = 64, 256
 #: Relative differences that are accepted, by the weights' dtype: of the loss, and of the gradient's vector.
 ACCEPTED = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (2e-2, 1e-1)}
 
@@ -46,6 +51,27 @@ def compare_paths(trainer: Any, path: Any) -> tuple[dict[str, float], str]:
     wrong = [f"{name} differs by {value:.1e}" for name, value in differences.items() if not value <= allowed[name]]
     problem = f"on {device.type} its numbers are not the plain path's: {', '.join(wrong)} (relative)" if wrong else ""
     return differences, problem
+
+
+def race(trainer: Any, path: Any) -> dict[str, float]:
+    """Seconds of a pass forward and back, ``plain`` and ``fast``: the faster of two each, in turns, after one to warm up.
+
+    The pass is the trainer's first, cut to ``RACE_TOKENS``; with several processes the times are summed.
+    """
+    ids = [trainer.train_dataset[index] for index in itertools.islice(trainer.order, trainer.args.per_device_train_batch_size)]
+    batch = {name: tensor.to(trainer.args.device) for name, tensor in collate(ids, trainer.processing_class.pad_token_id).items()}
+    inputs = {name: tensor[: trainer.passes.sizes[-1], :RACE_TOKENS].contiguous() for name, tensor in batch.items()}
+    inputs["labels"][:, -1] = inputs["input_ids"][:, -1]  # at least one label, also where the cut took all
+    seconds: dict[str, list[float]] = {"plain": [], "fast": []}
+    with _prepared(trainer.model):
+        for turn in range(3):
+            for name in seconds:
+                path.enabled = name == "fast"
+                begin = time.perf_counter()
+                _loss_and_gradient(trainer.model, {**inputs, "use_cache": False})
+                seconds[name] += [time.perf_counter() - begin] if turn else []
+    path.enabled = True
+    return dict(zip(seconds, processes.total(torch.tensor([min(found) for found in seconds.values()])).tolist(), strict=True))
 
 
 def _loss_and_gradient(model: Any, inputs: dict[str, Any]) -> tuple[float, torch.Tensor]:

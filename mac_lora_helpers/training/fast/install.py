@@ -6,12 +6,12 @@ import contextlib
 import functools
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from mac_lora_helpers.training import memory
+from mac_lora_helpers.training import memory, processes
 from mac_lora_helpers.training.fast.head import FrozenHead, tile, tile_bytes
 from mac_lora_helpers.training.fast.known import Parts, Unknown, lowest_adapted, require_known, require_unwatched, take_apart
 from mac_lora_helpers.training.fast.layer import Work, run_layer
@@ -25,30 +25,69 @@ NEARLY_ALL = 0.9
 GRANULE = {"mps": 64, "cpu": 16}
 #: Share of the free memory to plan with.
 SHARE = 0.9
+#: Optimizer steps from which a race is repaid, and how much slower than the plain path the fast one may measure: timings wobble.
+LONG, SLOWER = 100, 1.05
 _NAME = "_fast_path"
 _KNOWN_INPUTS = {"input_ids", "attention_mask", "use_cache", "return_dict"}
 
 
 @dataclass(frozen=True)
-class FastReport:
-    """What ``make_fast`` did.
+class Choice:
+    """Which path a training takes.
 
     Attributes:
-        applied: whether the fast path is in.
-        reason: why it is, or what spoke against it.
-        parts: what it does, one phrase each.
+        applied: whether it is the fast one.
+        reason: why, or what spoke against it.
         plan: what is computed again; None if not applied.
-        differences: relative differences to the plain path on a short batch: ``loss`` and ``gradient``; empty if not compared.
+        differences: relative differences to the plain path: ``loss`` and ``gradient``; empty if not compared.
+        seconds: of a pass each way, ``plain`` and ``fast``; empty if not raced.
     """
 
     applied: bool
     reason: str
-    parts: list[str] = field(default_factory=list)
     plan: Plan | None = None
     differences: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def sealed(self) -> dict[str, Any]:
+        """What the run keeps, so that a resumed training takes the same path."""
+        return {"applied": self.applied, "reason": self.reason, "seconds": self.seconds}
+
+    def told(self) -> dict[str, Any]:
+        """For ``train_metrics.json``."""
+        return {"on": self.applied, "reason": self.reason, "seconds": self.seconds, "recomputed": self.plan.kind if self.plan else None}
 
 
-def make_fast(trainer: Any, recompute: str = "auto", budget_bytes: int | None = None, compare: bool = True) -> FastReport:
+def take(trainer: Any, wanted: str, steps: int, kept: dict[str, Any] | None = None) -> Choice:
+    """Chooses the path of a training, once: by the model, by the numbers, and by a race where the training is long.
+
+    Args:
+        wanted: ``fast_path``: auto, lean or off.
+        steps: of the training.
+        kept: the choice of an earlier part of the same training (``Choice.sealed``); it is taken again, unasked.
+    """
+    if wanted == "off" or (kept and not kept["applied"]):
+        return Choice(False, kept["reason"] if kept else "fast_path=off", seconds=kept["seconds"] if kept else {})
+    choice = make_fast(trainer, recompute="mlp" if wanted == "lean" else "auto", compare=kept is None)
+    if kept and choice.applied:
+        choice = replace(choice, reason=kept["reason"], seconds=kept["seconds"])
+    elif choice.applied and steps >= LONG and wanted == "auto":
+        choice = _raced(trainer, choice)
+    if processes.any_of(not choice.applied):
+        undo(trainer)
+        choice = choice if not choice.applied else Choice(False, "another of the processes refused it")
+    return choice
+
+
+def _raced(trainer: Any, choice: Choice) -> Choice:
+    from mac_lora_helpers.training.fast.check import race
+
+    seconds = race(trainer, getattr(trainer.model.get_base_model(), _NAME))
+    told = f"{choice.reason}; two passes each way: {seconds['fast']:.2g} s, the plain path {seconds['plain']:.2g} s"
+    return Choice(seconds["fast"] < SLOWER * seconds["plain"], told, choice.plan, choice.differences, seconds)
+
+
+def make_fast(trainer: Any, recompute: str = "auto", budget_bytes: int | None = None, compare: bool = True) -> Choice:
     """Lets a trainer's training steps take the fast path, if it knows the model and gets the plain path's numbers.
 
     Args:
@@ -57,29 +96,28 @@ def make_fast(trainer: Any, recompute: str = "auto", budget_bytes: int | None = 
             Or nothing, mlp, layers.
         budget_bytes: what the backward pass may keep; None: 90 % of what is free now, less what training still allocates.
         compare: try both paths on a short batch first and refuse on a difference.
-
-    Returns:
-        A report; a model that is not known is reported, not raised.
     """
     undo(trainer)
     try:
         require_known(trainer)
     except Unknown as unknown:
-        return FastReport(False, str(unknown))
+        return Choice(False, str(unknown))
     except AttributeError as error:
-        return FastReport(False, f"the model is not built as expected: {error}")
+        return Choice(False, f"the model is not built as expected: {error}")
     plan = _plan(trainer, recompute, budget_bytes)
     path = _FastPath(trainer.model.get_base_model(), plan)
     path.install()
-    differences = {}
-    if compare:
-        from mac_lora_helpers.training.fast.check import compare_paths
+    if not compare:
+        return Choice(True, "known architecture; not compared with the plain path", plan)
+    from mac_lora_helpers.training.fast.check import compare_paths
 
-        differences, problem = compare_paths(trainer, path)
-        if problem:
-            path.remove()
-            return FastReport(False, problem, differences=differences)
-    return FastReport(True, _reason(trainer, differences), _parts(path), plan, differences)
+    differences, problem = compare_paths(trainer, path)
+    if problem:
+        path.remove()
+        return Choice(False, problem, differences=differences)
+    numbers = f"loss {differences['loss']:.0e}, gradient {differences['gradient']:.0e}"
+    where = f"on a short batch on {trainer.args.device.type} (relative difference: {numbers})"
+    return Choice(True, f"same numbers as the plain path {where}", plan, differences)
 
 
 def undo(trainer: Any) -> None:
@@ -93,7 +131,7 @@ def undo(trainer: Any) -> None:
 def _plan(trainer: Any, recompute: str, budget: int | None) -> Plan:
     model, device = trainer.model, trainer.args.device.type
     config, itemsize = model.get_base_model().config, model.get_base_model().dtype.itemsize
-    rows, length = _batch_shape(trainer)
+    rows, length = trainer.passes.largest()
     sizes = kept(config, rows, length, itemsize, model.active_peft_config, device)
     if recompute == "auto" and not trainer.args.gradient_checkpointing:
         recompute = "nothing"
@@ -102,37 +140,11 @@ def _plan(trainer: Any, recompute: str, budget: int | None) -> Plan:
     return choose_plan(sizes, budget, recompute)
 
 
-def _batch_shape(trainer: Any) -> tuple[int, int]:
-    """Rows and tokens of the largest batch."""
-    data = trainer.train_dataset.select_columns(["input_ids"]).with_format("arrow")
-    longest = max(len(ids) for ids in data["input_ids"])
-    return min(trainer.args.per_device_train_batch_size, len(data)), longest
-
-
 def _budget(model: Any, config: Any, itemsize: int, device: str, tokens: int, sizes: Kept) -> int:
     """Free memory, less gradients and optimizer (12 bytes an adapter parameter), logits and one layer's backward pass."""
     adapter = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logits = tile_bytes(tokens, config.hidden_size, config.vocab_size, itemsize, tile(device))
     return int(memory.available(device) * SHARE) - 12 * adapter - logits - 2 * sizes.wide
-
-
-def _reason(trainer: Any, differences: dict[str, float]) -> str:
-    if not differences:
-        return "known architecture; not compared with the plain path"
-    numbers = f"loss {differences['loss']:.0e}, gradient {differences['gradient']:.0e}"
-    return f"same numbers as the plain path on a short batch on {trainer.args.device.type} (relative difference: {numbers})"
-
-
-def _parts(path: _FastPath) -> list[str]:
-    lowest = lowest_adapted(path.parts() or [])
-    below = f", nor to the {lowest} layers below the first adapter" if lowest else ""
-    return [
-        f"loss only where a label is, {path.tile[1]} vocabulary entries at a time, its gradient taken at once",
-        "RMSNorm, LoRA and SwiGLU keep only what the backward pass needs",
-        "the last layer's MLP only where a label follows",
-        f"no gradient to the embeddings{below}",
-        str(path.plan),
-    ]
 
 
 class _FastPath:

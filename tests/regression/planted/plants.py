@@ -54,23 +54,18 @@ def _set(name: str, value: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return change
 
 
-def _one_layer_fewer(lora: Any) -> Any:
-    lora.layers_to_transform, lora.layers_pattern = [1, 2, 3], "layers"
-    return lora
+def _one_layer_fewer(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**settings, "layers_to_transform": [1, 2, 3], "layers_pattern": "layers"}
 
 
-def _entropy(value: Any) -> Any:
-    """The model comes back, and whatever was seeded is forgotten."""
-    import torch
+def _half_alpha(module: Any) -> None:
+    original = module.LoraTrainer.__init__
 
-    torch.seed()
-    return value
+    def __init__(self: Any, *, peft_config: Any, **others: Any) -> None:
+        peft_config.lora_alpha //= 2
+        original(self, peft_config=peft_config, **others)
 
-
-def _no_seed(module: Any) -> None:
-    """The trainer seeds from its arguments; here those hold the clock's idea of a seed."""
-    _changed_result("load_model", _entropy)(module)
-    _changed_result("sft_config", _set("seed", lambda _: _drawn()))(module)
+    module.LoraTrainer.__init__ = __init__
 
 
 def _drawn() -> int:
@@ -80,8 +75,7 @@ def _drawn() -> int:
 
 
 def _other_order(module: Any) -> None:
-    original = module.batch_sampler
-    module.batch_sampler = lambda lengths, size, seed: original(lengths, size, _drawn())
+    module.Order.set_epoch = lambda self, epoch: setattr(self, "epoch", _drawn())
 
 
 def _test_is_train(module: Any) -> None:
@@ -143,6 +137,7 @@ def _half_scale(module: Any) -> None:
 
 
 _MASKING, _RECIPE = "mac_lora_helpers.data.masking", "mac_lora_helpers.training.recipe"
+_TRAINER = "mac_lora_helpers.training.sft"
 _LOADING = "mac_lora_helpers.evaluation.trained"
 
 PLANTS: dict[str, Plant] = {
@@ -150,7 +145,7 @@ PLANTS: dict[str, Plant] = {
         "The learning rate is ten times what was asked for",
         "train",
         ("train_log[0].learning_rate",),
-        {_RECIPE: _changed_result("sft_config", _set("learning_rate", lambda rate: 10 * rate))},
+        {_TRAINER: _changed_result("_whole_steps", _set("learning_rate", lambda rate: 10 * rate))},
     ),
     "mask_dropped": Plant(
         "Prompts are trained too",
@@ -178,19 +173,19 @@ PLANTS: dict[str, Plant] = {
         "LoRA leaves out the lowest layer",
         "train",
         ("train_metrics.trainable_parameters",),
-        {_RECIPE: _changed_result("lora_config", _one_layer_fewer)},
+        {_RECIPE: _changed_result("layers", _one_layer_fewer)},
     ),
     "seed_ignored": Plant(
         "LoRA's initial matrices do not come from the seed",
         "train",
         ("train_log[0].grad_norm",),
-        {_RECIPE: _no_seed},
+        {_TRAINER: _changed_result("_whole_steps", _set("seed", lambda _: _drawn()))},
     ),
     "order_seed_ignored": Plant(
         "The order of the rows does not come from the seed",
         "train",
         ("train_log[0].loss",),
-        {"mac_lora_helpers.data.batches": _other_order},
+        {"mac_lora_helpers.training.batches": _other_order},
     ),
     "evaluated_on_train": Plant(
         "The evaluation asks rows of the training split",
@@ -237,7 +232,7 @@ PLANTS: dict[str, Plant] = {
         "The adapter is scaled by half",
         "train",
         ("adapter.adapter_config.lora_alpha", "train_log[1].loss"),
-        {_RECIPE: _changed_result("lora_config", _set("lora_alpha", lambda alpha: alpha // 2))},
+        {_TRAINER: _half_alpha},
     ),
     "merged_at_half_scale": Plant(
         "The merge forgets half of the scale",

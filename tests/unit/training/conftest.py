@@ -1,4 +1,4 @@
-"""A run directory with tokens as notebook 02 leaves them, and a whole training in one call."""
+"""A run directory with tokens as notebook 02 leaves them, and a training by notebook 03's own cells."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread only waits
 
+
 import pytest
 from tiny import tiny_model
-from training_rows import CPU, FLOAT32, dataset, rows
+from training_rows import OneRun, dataset, rows, trained_by_cells
 
 from mac_lora_helpers import training
-from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
 
 
@@ -35,6 +35,7 @@ def make(tmp_path, model_folder):
         values = {
             "preset": "local",
             "model_id": str(model_folder),
+            "device": "cpu",
             "max_seq_length": 32,
             "max_steps": 4,
             "gradient_accumulation_steps": 2,
@@ -45,7 +46,7 @@ def make(tmp_path, model_folder):
             **parameters,
         }
         config = resolve(values, env={})
-        run = RunDir(config.out_dir)
+        run = OneRun(config.out_dir)
         run.write_json("manifest", {"fingerprint": fingerprint})
         return run, config
 
@@ -54,14 +55,10 @@ def make(tmp_path, model_folder):
 
 @pytest.fixture
 def trainer_for():
-    """``trainer_for(run, config, tokens)``: the trainer, built as notebook 03 builds it."""
+    """``trainer_for(run, config, tokens)``: the trainer, as notebook 03's cells build it."""
 
-    def build(run, config, tokens, device=CPU, dtype=FLOAT32, **more):
-        from tiny import tiny_tokenizer
-
-        model = training.load_model(config, device, dtype)
-        lora, args = training.lora_config(config, model), training.sft_config(config, run, device, dtype)
-        return training.build_trainer(model, tiny_tokenizer(), tokens, lora, args, run, config, **more)
+    def build(run, config, tokens, on_log=lambda rows, now: None):
+        return trained_by_cells(run, config, tokens, on_log, last="trainer")["trainer"]
 
     return build
 
@@ -72,8 +69,8 @@ def train(trainer_for):
 
     def whole(run, config, tokens, **more):
         trainer = trainer_for(run, config, tokens, **more)
-        result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
-        training.save_adapter(trainer, run, config)
-        return trainer, training.finish(trainer, result, run, config)
+        trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
+        trainer.save_model()
+        return trainer, training.examine(trainer)
 
     return whole

@@ -16,19 +16,15 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 
 def train(config, rows):
-    from tiny import tiny_tokenizer
-    from training_rows import CPU, FLOAT32, dataset
+    from training_rows import OneRun, dataset, trained_by_cells
 
     from mac_lora_helpers import training
-    from mac_lora_helpers.artifacts import RunDir
 
-    run = RunDir(config.out_dir)
-    model = training.load_model(config, CPU, FLOAT32)
-    lora, args = training.lora_config(config, model), training.sft_config(config, run, CPU, FLOAT32)
-    trainer = training.build_trainer(model, tiny_tokenizer(), {"train": dataset(rows)}, lora, args, run, config)
-    result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
-    training.save_adapter(trainer, run, config)
-    training.finish(trainer, result, run, config)
+    run = OneRun(config.out_dir)
+    trainer = trained_by_cells(run, config, {name: dataset(split) for name, split in rows.items()})["trainer"]
+    trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
+    trainer.save_model()
+    training.examine(trainer)
 
 
 def child(config, rows):

@@ -12,12 +12,13 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
 
 def main():
+    import nbformat  # noqa: F401  (libraries are no part of the measurement)
     import torch
     from tiny import tiny_tokenizer
-    from training_rows import CPU, dataset, rows
+    from training_rows import dataset, rows
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    import mac_lora_helpers.training.sft  # noqa: F401  (libraries are no part of the measurement)
+    import mac_lora_helpers.training.sft  # noqa: F401
     from mac_lora_helpers import training
     from mac_lora_helpers.artifacts import RunDir
     from mac_lora_helpers.config import resolve
@@ -32,10 +33,10 @@ def main():
     memory.settle()
     baseline = memory.used("cpu")
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **shape), dtype=getattr(torch, config.dtype))
-    model.config.use_cache, model.memory_baseline = False, baseline
+    model.memory_baseline = baseline
     made = dataset(rows(2 * count, shortest=length, longest=length, vocabulary=min(shape["vocab_size"], 5000)))
-    args = training.sft_config(config, run, CPU, SimpleNamespace(name=config.dtype))
-    trainer = training.build_trainer(model, tiny_tokenizer(), {"train": made}, training.lora_config(config, model), args, run, config)
+    names = {"run": run, "config": config, "model": model, "tokens": {"train": made}, "tokenizer": tiny_tokenizer()}
+    trainer = training.run_cells({**names, "device": SimpleNamespace(name="cpu")}, "adapter", "trainer")["trainer"]
     trainer.train()
     print(json.dumps({"predicted": trainer.forecast.total_bytes, "measured": trainer.meter.peak, "parts": trainer.forecast.parts}))
 

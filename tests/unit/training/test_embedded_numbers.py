@@ -1,15 +1,11 @@
 """The embedded task, really trained: plain against fast, bfloat16 against float32."""
 
-from types import SimpleNamespace
-
 import pytest
-from training_rows import CPU
 
 from mac_lora_helpers import data, training
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
-from mac_lora_helpers.training.audit import _mean_loss
-from mac_lora_helpers.training.batches import rows_of
+from mac_lora_helpers.training.audit import mean_loss
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +15,15 @@ def embedded(tmp_path_factory):
 
     def train(**parameters):
         folder = tmp_path_factory.mktemp("embedded")
-        values = {"preset": "smoke", "lora_dropout": 0, "logging_steps": 1, "save_steps": 1000, "out_dir": str(folder), **parameters}
+        values = {
+            "preset": "smoke",
+            "lora_dropout": 0,
+            "logging_steps": 1,
+            "save_steps": 1000,
+            "eval_steps": -1,
+            "out_dir": str(folder),
+            **parameters,
+        }
         config, run = resolve(values, env={}), RunDir(folder)
         source = data.load(config)
         found = data.validate(source, config)
@@ -27,11 +31,7 @@ def embedded(tmp_path_factory):
         encoded = made[0] if made else data.encode(splits, tokenizer, config)
         made.append(encoded)
         data.save(run, source, found, splits, encoded, config)
-        _, tokens = data.load_tokens(run)
-        dtype = SimpleNamespace(name=config.dtype, reason="test")
-        model = training.load_model(config, CPU, dtype)
-        lora, args = training.lora_config(config, model), training.sft_config(config, run, CPU, dtype)
-        trainer = training.build_trainer(model, tokenizer, tokens, lora, args, run, config, on_log=lambda _: None)
+        trainer = training.run_cells({"run": run, "config": config}, last="trainer")["trainer"]
         trainer.train()
         return trainer
 
@@ -41,7 +41,7 @@ def embedded(tmp_path_factory):
 @pytest.mark.slow
 def test_fifty_steps_plain_and_fast_have_the_same_losses(embedded):
     plain, fast = (embedded(max_steps=50, fast_path=path) for path in ("off", "auto"))
-    assert plain.fast is None
+    assert not plain.fast.applied
     assert fast.fast.applied
     assert len(fast.run_log.losses) == len(plain.run_log.losses) == 50
     for step, (one, other) in enumerate(zip(plain.run_log.losses, fast.run_log.losses, strict=True), start=1):
@@ -56,6 +56,6 @@ def test_a_bfloat16_base_learns_what_float32_learns(embedded):
     for dtype in ("float32", "bfloat16"):
         trainer = embedded(dtype=dtype, lora_dropout=0.05, max_steps=40)
         assert {str(p.dtype) for p in trainer.model.parameters() if not p.requires_grad} == {f"torch.{dtype}"}
-        losses[dtype] = _mean_loss(trainer, [(ids.tolist(), labels.tolist()) for ids, labels in rows_of(trainer.tokens["valid"])])
+        losses[dtype] = mean_loss(trainer, list(trainer.tokens["valid"]))
     assert losses["float32"] < 0.62, "0.74 before the training"
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)

@@ -31,13 +31,7 @@ def test_notebook_02s_tokens_are_trained_on_as_they_stand(tmp_path, train):
 
     manifest, tokens = data.load_tokens(run)
     config = config.inherit(manifest["config"], "data", made_by="02_data_formatting.ipynb")
-    device, dtype = training.place(run, config)
-    model = training.load_model(config, device, dtype)
-    args = training.sft_config(config, run, device, dtype)
-    trainer = training.build_trainer(model, tokenizer, tokens, training.lora_config(config, model), args, run, config)
-    result = trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
-    training.save_adapter(trainer, run, config)
-    metrics = training.finish(trainer, result, run, config)
+    metrics = training.run_cells({"run": run, "config": config, "tokens": tokens}, "rows")["metrics"]
     assert metrics["data_fingerprint"] == manifest["fingerprint"]
     assert metrics["audit"]["batches_equal_data"] is True
     assert metrics["audit"]["loss_fell"] is True
@@ -46,14 +40,9 @@ def test_notebook_02s_tokens_are_trained_on_as_they_stand(tmp_path, train):
     assert json.loads((run.path("adapter") / "adapter_config.json").read_text())["base_model_name_or_path"] == "embedded"
 
 
-def test_bfloat16_base_with_float32_adapters(make, trainer_for, tokens):
-    from types import SimpleNamespace
-
+def test_bfloat16_base_with_float32_adapters(make, train, tokens):
     run, config = make(dtype="bfloat16")
-    trainer = trainer_for(run, config, tokens, dtype=SimpleNamespace(name="bfloat16", reason="test"))
-    result = trainer.train()
-    training.save_adapter(trainer, run, config)
-    metrics = training.finish(trainer, result, run, config)
+    trainer, metrics = train(run, config, tokens)
     assert metrics["dtype"] == run.read_json("train_config")["dtype"] == "bfloat16"
     assert metrics["audit"]["dtype_as_asked"]
     assert {str(p.dtype) for p in trainer.model.parameters() if p.requires_grad} == {"torch.float32"}

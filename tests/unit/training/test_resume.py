@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_rows import dataset, rows
+from training_rows import OneRun, dataset, rows, trained_by_cells
 
 from mac_lora_helpers import training
 from mac_lora_helpers.errors import InputError, UserError
@@ -33,37 +33,38 @@ def log_of(run):
 
 
 def signal_at(step, number):
-    def on_log(logged):
-        if logged[-1]["step"] == step:
+    def on_log(logged, now):
+        if now["step"] == step and not now["over"] and not sent:
+            sent.append(number)
             os.kill(os.getpid(), number)
+
+    sent = []
 
     return on_log
 
 
 @pytest.fixture(scope="module")
 def plan():
-    """Seven steps over five rows: epochs end inside and at the end of a step, batches are padded."""
-    return {"max_steps": 7, "logging_steps": 1, "save_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3}, dataset(rows(5))
+    """Seven steps over five rows with a validation curve: epochs end inside and at the end of a step, passes are padded."""
+    values = {"max_steps": 7, "logging_steps": 1, "save_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 0.03}
+    values |= {"eval_steps": 2, "keep_best": True}
+    return values, {"train": dataset(rows(5)), "valid": dataset(rows(3, seed=1))}
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, model_folder, plan):
     """The adapter and the log of the undisturbed training."""
-    from tiny import tiny_tokenizer
-    from training_rows import CPU, FLOAT32
-
-    from mac_lora_helpers.artifacts import RunDir
     from mac_lora_helpers.config import resolve
 
-    values = {"preset": "local", "model_id": str(model_folder), "max_seq_length": 32, "gradient_accumulation_steps": 2}
+    values = {"preset": "local", "model_id": str(model_folder), "max_seq_length": 32, "gradient_accumulation_steps": 2, "device": "cpu"}
     config = resolve({**values, "lora_r": 4, "lora_alpha": 8, **plan[0], "out_dir": str(tmp_path_factory.mktemp("straight"))}, env={})
-    run = RunDir(config.out_dir)
+    run = OneRun(config.out_dir)
     run.write_json("manifest", {"fingerprint": "sha256:data-1"})
-    model = training.load_model(config, CPU, FLOAT32)
-    lora, args = training.lora_config(config, model), training.sft_config(config, run, CPU, FLOAT32)
-    trainer = training.build_trainer(model, tiny_tokenizer(), {"train": plan[1]}, lora, args, run, config)
+    trainer = trained_by_cells(run, config, plan[1])["trainer"]
     trainer.train()
-    training.save_adapter(trainer, run, config)
+    trainer.save_model()
+    best = min(run.read_lines("train_log"), key=lambda row: row.get("eval_loss", 9))
+    assert best["step"] < 7, "the last step would be saved without the curve as well"
     return weights(run), log_of(run)
 
 
@@ -72,13 +73,13 @@ def test_a_signal_saves_and_the_next_run_ends_bit_for_bit_the_same(step, number,
     run, config = make(**plan[0])
     before = signal.getsignal(number)
     with pytest.raises(UserError, match="interrupted"):
-        trainer_for(run, config, {"train": plan[1]}, on_log=signal_at(step, number)).train()
+        trainer_for(run, config, plan[1], on_log=signal_at(step, number)).train()
     assert signal.getsignal(number) is before
     assert resume.read_state(run.path("checkpoints"))["status"] == "interrupted"
     assert [row["step"] for row in run.read_lines("train_log")] == list(range(1, step + 1))
     capsys.readouterr()
 
-    _, metrics = train(run, config, {"train": plan[1]})
+    _, metrics = train(run, config, plan[1])
     assert f"Going on from step {step}" in capsys.readouterr().out
     assert same_bits(weights(run), straight[0])
     assert log_of(run) == straight[1]
@@ -90,29 +91,51 @@ def test_stopped_twice_and_still_the_same(make, trainer_for, train, plan, straig
     run, config = make(**plan[0])
     for step in (2, 5):
         with pytest.raises(UserError, match="interrupted"):
-            trainer = trainer_for(run, config, {"train": plan[1]}, on_log=signal_at(step, signal.SIGINT))
+            trainer = trainer_for(run, config, plan[1], on_log=signal_at(step, signal.SIGINT))
             trainer.train(resume_from_checkpoint=training.last_checkpoint(run, config))
-    train(run, config, {"train": plan[1]})
+    train(run, config, plan[1])
     assert same_bits(weights(run), straight[0])
 
 
 def test_a_training_that_was_complete_but_for_its_adapter_is_only_taken_over(make, trainer_for, train, plan, straight):
     run, config = make(**plan[0])
-    trainer_for(run, config, {"train": plan[1]}).train()
-    _, metrics = train(run, config, {"train": plan[1]})
+    trainer_for(run, config, plan[1]).train()
+    _, metrics = train(run, config, plan[1])
     assert same_bits(weights(run), straight[0])
     assert metrics["resumed_from_step"] == 7
     assert metrics["audit"]["batches_equal_data"] is None, "this process saw no batch"
     assert metrics["first_loss"] == straight[1][0]["loss"]
 
 
-def test_a_finished_training_starts_again(make, train, plan, straight, capsys):
+def test_the_same_curve_and_the_same_best_step_after_an_interruption(make, trainer_for, train, plan, straight):
+    """The lowest point lies before the checkpoint that is gone on from."""
     run, config = make(**plan[0])
-    train(run, config, {"train": plan[1]})
-    _, metrics = train(run, config, {"train": plan[1]})
-    assert "complete" in capsys.readouterr().out
-    assert metrics["resumed_from_step"] is None
+    with pytest.raises(UserError, match="interrupted"):
+        trainer_for(run, config, plan[1], on_log=signal_at(6, signal.SIGINT)).train()
+    _, metrics = train(run, config, plan[1])
+    curve = [(row["step"], row["eval_loss"]) for row in straight[1] if "eval_loss" in row]
+    assert [(row["step"], row["eval_loss"]) for row in log_of(run) if "eval_loss" in row] == curve
+    assert metrics["best_step"] == metrics["saved_step"] == min(curve, key=lambda point: point[1])[0] < 6
+    assert metrics["audit"]["best_is_saved"]
     assert same_bits(weights(run), straight[0])
+
+
+def test_the_path_is_chosen_once(make, trainer_for, train, plan, monkeypatch):
+    """A resumed training takes the sealed path, without asking the model or the clock again."""
+    from mac_lora_helpers.training.fast import install
+
+    monkeypatch.setattr(install, "LONG", 1)
+    monkeypatch.setattr(install, "SLOWER", 0)  # the fast path always loses its race
+    run, config = make(**plan[0], fast_path="auto")
+    with pytest.raises(UserError, match="interrupted"):
+        trainer_for(run, config, plan[1], on_log=signal_at(4, signal.SIGINT)).train()
+    monkeypatch.setattr(install, "SLOWER", 1e9)
+    trainer, metrics = train(run, config, plan[1])
+    assert not trainer.fast.applied
+    assert "two passes each way" in metrics["fast_path"]["reason"]
+    assert metrics["fast_path"]["seconds"].keys() == {"plain", "fast"}
+    run, config = make(**plan[0], fast_path="auto", folder="other")
+    assert trainer_for(run, config, plan[1]).fast.applied
 
 
 @pytest.fixture
@@ -120,7 +143,7 @@ def interrupted(make, trainer_for, plan):
     """A run directory whose training was interrupted after step 4, with a checkpoint of step 3 as well."""
     run, config = make(**plan[0])
     with pytest.raises(UserError, match="interrupted"):
-        trainer_for(run, config, {"train": plan[1]}, on_log=signal_at(4, signal.SIGINT)).train()
+        trainer_for(run, config, plan[1], on_log=signal_at(4, signal.SIGINT)).train()
     assert [path.name for path in resume.checkpoints(run.path("checkpoints"))] == ["checkpoint-4", "checkpoint-3"]
     return run
 
@@ -181,7 +204,7 @@ def damage_flip(folder):
 def test_a_damaged_checkpoint_is_never_used(damage, make, train, plan, interrupted, straight, capsys):
     damage(interrupted.path("checkpoints") / "checkpoint-4")
     run, config = make(**plan[0])
-    train(run, config, {"train": plan[1]})
+    train(run, config, plan[1])
     out = capsys.readouterr().out
     assert "checkpoint-4 is incomplete or damaged" in out
     assert "Going on from step 3" in out
@@ -192,7 +215,7 @@ def test_a_half_written_checkpoint_is_swept_away(make, train, plan, interrupted,
     folder = interrupted.path("checkpoints")
     shutil.copytree(folder / "checkpoint-4", folder / ".saving-abc" / "checkpoint-6")
     run, config = make(**plan[0])
-    train(run, config, {"train": plan[1]})
+    train(run, config, plan[1])
     assert not list(folder.glob(".saving-*"))
     assert same_bits(weights(run), straight[0])
 
@@ -212,7 +235,7 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_more_than_asked(make, trai
 def test_killed_at_random_moments_it_still_ends_the_same(make, plan, straight, tmp_path):
     """SIGKILL, ten times, at moments spread over the training; a process of its own forks the trainings."""
     run, config = make(**plan[0], folder="killed")
-    (tmp_path / "rows.json").write_text(json.dumps(plan[1].to_list()))
+    (tmp_path / "rows.json").write_text(json.dumps({name: split.to_list() for name, split in plan[1].items()}))
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump()))
     script = Path(__file__).with_name("kill_drill.py")
     command = [sys.executable, str(script), str(tmp_path / "config.json"), str(tmp_path / "rows.json"), "10"]
@@ -232,21 +255,21 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(make, plan, trainer
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        trainer = trainer_for(run, config, {"train": plan[1]}, on_log=fill_after(folder, 4))
+        trainer = trainer_for(run, config, plan[1], on_log=fill_after(folder, 4))
         with pytest.raises(UserError, match="the disk is full") as told:
             trainer.train()
         assert "run again" in str(told.value)
         assert [path.name for path in resume.checkpoints(folder)] == ["checkpoint-3"]
         (folder / "ballast").unlink()
-        train(run, config, {"train": plan[1]})
+        train(run, config, plan[1])
         assert same_bits(weights(run), straight[0])
     finally:
         subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill_after(folder, step):
-    def on_log(logged):
-        if logged[-1]["step"] == step:
+    def on_log(logged, now):
+        if now["step"] == step:
             free = shutil.disk_usage(folder).free
             (folder / "ballast").write_bytes(b"0" * max(free - 20_000, 0))
 
@@ -264,14 +287,14 @@ def test_no_room_for_one_file_of_a_checkpoint(file, make, plan, trainer_for):
     run, config = make(**plan[0])
     folder = run.path("checkpoints")
 
-    def fill(logged):
-        if logged[-1]["step"] == 4:
-            staging = folder / ".saving-checkpoint-6" / "checkpoint-6"
+    def fill(logged, now):
+        staging = folder / ".saving-checkpoint-6" / "checkpoint-6"
+        if now["step"] == 4 and not staging.exists():
             staging.mkdir(parents=True)
             (staging / file).symlink_to("/dev/full")
 
     with pytest.raises(UserError, match="the disk is full") as told:
-        trainer_for(run, config, {"train": plan[1]}, on_log=fill).train()
+        trainer_for(run, config, plan[1], on_log=fill).train()
     assert "goes on from the last whole checkpoint" in str(told.value)
     assert [path.name for path in resume.checkpoints(folder)] == ["checkpoint-3"]
     assert not list(folder.glob(".saving-*"))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def launch(run, wait=True, **parameters):
 
 
 def alone(run, **parameters):
-    config = resolve({**RECIPE, **parameters, "out_dir": str(run.root)}, env={})
+    config = resolve({"preset": "local", **RECIPE, **parameters, "out_dir": str(run.root)}, env={})
     return training.run_training(run, config)
 
 
@@ -75,7 +76,7 @@ def test_two_processes_train_what_one_trains_and_one_of_them_writes(path, prepar
     metrics = alone(one, fast_path=path)
     out = launch(two, fast_path=path)
     assert "2 processes" in out
-    assert out.count("step 1: loss") == 1, "both processes speak"
+    assert out.count("step 1 of 4") == 1, "both processes speak"
     ours, theirs = two.read_lines("train_log"), one.read_lines("train_log")
     assert len(ours) == len(theirs) == metrics["steps"] == 4
     for row, other in zip(ours, theirs, strict=True):
@@ -110,13 +111,11 @@ def test_interrupted_together_they_go_on_together(prepared):
     assert all(torch.equal(tensor, weights(straight)[name]) for name, tensor in weights(run).items())
 
 
-def test_a_number_of_processes_that_does_not_divide_the_accumulation_is_refused(make, monkeypatch):
-    from training_rows import CPU, FLOAT32
-
+def test_a_number_of_processes_that_does_not_divide_the_rows_of_a_step_is_refused(make, tokens, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    run, config = make(gradient_accumulation_steps=8)
-    with pytest.raises(InputError, match="8 cannot be dealt out evenly over 3 processes"):
-        training.sft_config(config, run, CPU, FLOAT32)
+    _, config = make(gradient_accumulation_steps=8)
+    with pytest.raises(InputError, match="the 8 rows of an optimizer step cannot be dealt out evenly over 3 processes"):
+        training.running(config, SimpleNamespace(name="cpu"), tokens)
 
 
 def test_one_process_needs_nobody(monkeypatch):
@@ -144,7 +143,7 @@ def test_a_process_that_is_not_the_first_keeps_its_log_to_itself(make):
 
     run, _ = make()
     shown = []
-    log = RunLog(run, 1, shown.append, quietly=True)
+    log = RunLog(run, 1, lambda *now: shown.append(now), quietly=True)
     log.begin({})
     log.step(1, True, loss=1.0)
     assert log.rows[0]["loss"] == 1.0

@@ -1,20 +1,21 @@
 """Notebook 03's recipe, from model to audited adapter, on a tiny model."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from training_rows import dataset, rows, trained_by_cells
 
 from mac_lora_helpers import training
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
 
 
 def test_a_training_leaves_adapter_log_config_and_metrics_with_the_contract_keys(make, train, tokens):
-    run, config = make(max_steps=6, logging_steps=2)
+    run, config = make(max_steps=6, logging_steps=2, eval_steps=6)
     _, metrics = train(run, config, tokens)
 
-    contract = (
-        "steps first_loss last_loss seconds tokens tokens_per_second peak_memory_bytes predicted_memory_bytes device dtype data_fingerprint"
-    )
+    contract = "steps first_loss last_loss seconds tokens tokens_per_second peak_memory_bytes predicted_memory_bytes device dtype "
+    contract += "data_fingerprint engine best_step best_eval_loss"
     assert set(contract.split()) <= set(metrics)
     assert metrics["steps"] == 6
     assert metrics["data_fingerprint"] == "sha256:data-1"
@@ -74,19 +75,24 @@ def test_a_changed_label_in_a_batch_fails_the_audit(make, trainer_for, tokens):
         return batch
 
     trainer.data_collator.inner = tampered
-    result = trainer.train()
-    training.save_adapter(trainer, run, config)
+    trainer.train()
+    trainer.save_model()
     with pytest.raises(CheckFailed, match="batches_equal_data"):
-        training.finish(trainer, result, run, config)
+        training.examine(trainer)
     assert run.read_json("train_metrics")["audit"]["batches_equal_data"] is False
 
 
-def test_the_settings_that_differ_between_versions_are_all_stated(make):
-    from training_rows import CPU, FLOAT32
-
-    run, config = make(gradient_checkpointing=True, max_seq_length=16)
-    args = training.sft_config(config, run, CPU, FLOAT32)
-    assert (args.bf16, args.fp16, args.packing, args.max_length) == (False, False, False, 16)
+def test_what_stands_in_the_cells_reaches_trl_and_peft(make, tokens):
+    knobs = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "use_rslora": True, "use_dora": True}
+    run, config = make(gradient_checkpointing=True, learning_rate=1e-3, save_steps=7, **knobs)
+    names = trained_by_cells(run, config, tokens)
+    args, lora, trainer = names["args"], names["lora"], names["trainer"]
+    assert (args.bf16, args.fp16, args.packing, args.max_length) == (False, False, False, 32)
+    assert (args.lr_scheduler_type, args.warmup_steps, args.weight_decay, args.save_steps) == ("cosine", 2, 0.1, 7)
+    assert (args.gradient_accumulation_steps, args.learning_rate) == (2, 1e-3)
+    assert (lora.use_rslora, lora.use_dora) == (True, True)
+    assert not trainer.fast.applied
+    assert "variant of LoRA" in trainer.fast.reason
     assert args.activation_checkpointing
     assert args.activation_checkpointing_kwargs == {"use_reentrant": False}
     assert args.report_to == []
@@ -110,6 +116,7 @@ def test_two_rows_and_a_batch_larger_than_the_data_train(make, train, tokens):
     assert metrics["steps"] == 1
     assert metrics["first_loss"] == metrics["last_loss"] > 0
     assert [row["step"] for row in run.read_lines("train_log")] == [1]
+    assert metrics["best_step"] is None
     assert metrics["valid_loss_tuned"] is None
 
 
@@ -133,8 +140,6 @@ def test_a_loss_that_does_not_fall_fails_the_audit(make, train, tokens):
 
 
 def test_rows_without_a_label_are_refused_before_the_start(make, trainer_for):
-    from training_rows import dataset, rows
-
     made = rows(4)
     made[2]["labels"] = [-100] * len(made[2]["labels"])
     made[3]["labels"] = [5] + [-100] * (len(made[3]["labels"]) - 1)
@@ -156,24 +161,22 @@ def test_no_rows_name_the_notebook(make, trainer_for, tokens):
 
 
 def test_a_model_that_is_not_there(make):
-    from training_rows import CPU, FLOAT32
-
     _, config = make(model_id="/no/such/folder")
-    with pytest.raises(InputError, match="cannot be loaded"):
-        training.load_model(config, CPU, FLOAT32)
+    with pytest.raises(InputError, match="no such folder"), training.loading(config, SimpleNamespace(name="cpu")):
+        pass
 
 
-def test_the_live_figure_gets_all_rows_and_cannot_stop_the_training(make, train, tokens, capsys):
-    run, config = make(max_steps=4, logging_steps=1)
+def test_whoever_watches_hears_of_every_step_from_the_start_and_cannot_stop_the_training(make, train, tokens, capsys):
+    run, config = make(max_steps=4, logging_steps=1, eval_steps=-1)
     calls = []
 
-    def on_log(rows):
-        calls.append(len(rows))
-        if len(calls) == 3:
+    def on_log(rows, now):
+        calls.append((len(rows), now["step"], now["of"], now["seconds_left"] is not None))
+        if len(calls) == 4:
             raise ValueError("no display")
 
     _, metrics = train(run, config, tokens, on_log=on_log)
-    assert calls == [1, 2, 3]
+    assert calls == [(0, 0, 4, False), (1, 1, 4, False), (2, 2, 4, True), (3, 3, 4, True)]
     assert metrics["steps"] == 4
     assert "no display" in capsys.readouterr().out
 
@@ -185,3 +188,19 @@ def test_training_says_which_path_it_takes_and_nothing_else(path, lines, make, t
     out, err = capfd.readouterr()
     assert out.count("fast path on: same numbers as the plain path") == out.count("\n") == lines
     assert err == ""
+
+
+def test_trackio_is_the_librarys_own_and_stays_here(make, trainer_for, tokens, monkeypatch):
+    import importlib.util
+    import os
+
+    run, config = make(track="trackio")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="the package trackio is not installed") as told:
+        trainer_for(run, config, tokens)
+    assert 'pip install -e ".[track]"' in str(told.value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/public")
+    monkeypatch.setenv("TRACKIO_DIR", "here")
+    assert training.running(config, SimpleNamespace(name="cpu"), tokens)["report_to"] == "trackio"
+    assert [name for name in os.environ if name.startswith("TRACKIO_")] == ["TRACKIO_DIR"]

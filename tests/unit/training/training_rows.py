@@ -1,12 +1,21 @@
-"""Rows, data sets and choices for the training tests."""
+"""Rows, data sets and notebook 03's cells for the training tests."""
 
 from __future__ import annotations
 
 import random
 from types import SimpleNamespace
 
-CPU = SimpleNamespace(name="cpu", reason="test")
-FLOAT32 = SimpleNamespace(name="float32", reason="test")
+from mac_lora_helpers.artifacts import RunDir
+
+
+class OneRun(RunDir):
+    """A run directory whose training is written where it stays: most tests look into it before it is finished."""
+
+    def begin(self, number, keep=False):
+        return self
+
+    def finish(self):
+        return self
 
 
 def rows(count: int, seed: int = 0, shortest: int = 8, longest: int = 24, vocabulary: int = 300):
@@ -26,3 +35,11 @@ def dataset(made):
     from datasets import Dataset
 
     return Dataset.from_list(made)
+
+
+def trained_by_cells(run, config, tokens, on_log=lambda rows, now: None, last="trainer"):
+    """All names after notebook 03's cells from the model on."""
+    from mac_lora_helpers.training.cells import run_cells
+
+    ui = SimpleNamespace(LiveLoss=lambda: on_log)
+    return run_cells({"run": run, "config": config, "tokens": tokens, "ui": ui, "manifest": run.read_json("manifest")}, "model", last)

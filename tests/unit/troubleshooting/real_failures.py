@@ -272,7 +272,7 @@ def peft_target_is_no_layer(folder: Path) -> None:
 def our_targets(folder: Path) -> None:
     from mac_lora_helpers import training
 
-    training.lora_config(resolve({"lora_targets": "query_key_value"}, {}), _model(folder))
+    training.find_targets(_model(folder), "query_key_value")
 
 
 def sft_config_renamed(folder: Path) -> None:

@@ -29,10 +29,7 @@ def run_and_config(tmp_path):
 
 
 def trainer_of(run, config):
-    device, dtype = training.place(run, config)
-    model, tokenizer = training.load_model(config, device, dtype), data.load_tokenizer(config)
-    lora, args = training.lora_config(config, model), training.sft_config(config, run, device, dtype)
-    return training.build_trainer(model, tokenizer, data.load_tokens(run)[1], lora, args, run, config)
+    return training.run_cells({"run": run, "config": config}, last="trainer")["trainer"]
 
 
 def failure_of(action, *arguments):
@@ -68,12 +65,12 @@ def test_memory_that_runs_out_in_a_step(run_and_config):
 def test_an_adapter_that_changes_nothing(run_and_config):
     run, config = run_and_config
     trainer = trainer_of(run, config)
-    result = trainer.train()
+    trainer.train()
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             parameter.data.zero_()
-    training.save_adapter(trainer, run, config)
-    assert explain(failure_of(training.finish, trainer, result, run, config)).key == "audit"
+    trainer.save_model()
+    assert explain(failure_of(training.examine, trainer)).key == "audit"
 
 
 def test_an_export_that_says_something_else():

@@ -100,10 +100,25 @@ def test_the_live_figure_is_one_output(monkeypatch):
     shown = []
     handle = SimpleNamespace(update=lambda figure: shown.append("update"))
     monkeypatch.setattr("IPython.display.display", lambda figure, display_id: shown.append("new") or handle)
-    live = ui.LiveLoss(seconds=0)
-    for _ in range(3):
-        live([{"step": 1, "loss": 1.0}])
-    assert shown == ["new", "update", "update"]
+    monkeypatch.setattr("mac_lora_helpers.ui.figures._in_notebook", lambda: True)
+    monkeypatch.delenv("MAC_LORA_HEADLESS", raising=False)
+    live, now = ui.LiveLoss(seconds=0), {"step": 0, "of": 9, "loss": None, "seconds_left": None, "over": False}
+    live([], now)
+    assert shown == ["new"], "the line stands there before the first step"
+    for step in (1, 2):
+        live([{"step": 1, "loss": 1.0}], {**now, "step": step, "loss": 1.0})
+    assert shown == ["new", "update", "new", "update", "update"]
+
+
+def test_without_a_notebook_the_progress_is_lines(capsys):
+    live = ui.LiveLoss(seconds=1000)
+    for step in range(41):
+        left = 3.0 * (40 - step) if step > 1 else None
+        live([{"step": 1, "loss": 2.0, "eval_loss": 2.5}], {"step": step, "of": 40, "loss": 1.5, "seconds_left": left, "over": step == 40})
+    first, _, third, last = capsys.readouterr().out.splitlines()
+    assert first == "step 0 of 40 · the time is known after the second step · loss 1.500 · validation 2.500"
+    assert third == "step 2 of 40 · 2 min left · loss 1.500 · validation 2.500"
+    assert last.startswith("step 40 of 40 · ended")
 
 
 def test_progress_is_one_output_and_silent_for_short_work(monkeypatch):

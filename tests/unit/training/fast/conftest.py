@@ -41,6 +41,7 @@ def build(make, trainer_for, trained_rows):
             "logging_steps": 1,
             "save_steps": 1000,
             "per_device_train_batch_size": 2,
+            "eval_steps": -1,
         }
         run, config = make(folder=name, **{**values, **parameters})
         return run, trainer_for(run, config, tokens or trained_rows)
@@ -60,10 +61,10 @@ def both(build):
         report = fast.make_fast(fast_trainer, recompute=recompute)
         assert report.applied, report.reason
         path = fast_trainer.model.get_base_model()._fast_path
-        before = path.steps
+        before, passes, deal = path.steps, [], fast_trainer._deal
+        fast_trainer._deal = lambda inputs: passes.extend(parts := deal(inputs)) or parts
         fast_trainer.train()
-        config = fast_trainer.config
-        assert path.steps - before == config.max_steps * config.gradient_accumulation_steps, "a step took the plain path"
+        assert path.steps - before == len(passes) > 0, "a pass took the plain path"
         return run.read_lines("train_log"), fast_run.read_lines("train_log"), (trainer, fast_trainer)
 
     return logs

@@ -5,13 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from training_rows import dataset
 
-from mac_lora_helpers import training
 from mac_lora_helpers.training import fast
 from mac_lora_helpers.training.fast import head, mlp, projections
 
 
 def first_batch(trainer):
-    return next(iter(trainer.get_train_dataloader()))
+    """The first pass of the first step."""
+    return trainer._deal(next(iter(trainer.get_train_dataloader())))[0]
 
 
 def saved_bytes(run):
@@ -36,7 +36,7 @@ def test_after_training_adapter_off_merge_and_saving_are_pefts(build, tmp_path):
     untrained = AutoModelForCausalLM.from_pretrained(trainer.config.model_id)
     assert fast.make_fast(trainer).applied
     trainer.train()
-    training.save_adapter(trainer, run, trainer.config)
+    trainer.save_model()
     model, ids = trainer.model.eval(), torch.arange(20).unsqueeze(0)
     with torch.no_grad():
         tuned = model(input_ids=ids).logits
@@ -169,16 +169,8 @@ def test_what_differs_is_named(build, change, said):
     assert said in report.reason
 
 
-def test_dora_is_not_known(build, monkeypatch):
-    chosen = training.lora_config
-
-    def dora(config, model):
-        lora = chosen(config, model)
-        lora.use_dora = True
-        return lora
-
-    monkeypatch.setattr(training, "lora_config", dora)
-    _, trainer = build()
+def test_dora_is_not_known(build):
+    _, trainer = build(use_dora=True)
     report = fast.make_fast(trainer)
     assert not report.applied
     assert "DoRA" in report.reason

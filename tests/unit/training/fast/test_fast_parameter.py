@@ -18,7 +18,7 @@ def test_the_parameter_gives_the_plain_paths_losses(build, capsys, value, kind):
 
 def test_off_is_trls_own_path(build):
     _, trainer = build("plain", fast_path="off")
-    assert trainer.fast is None
+    assert not trainer.fast.applied
     assert not hasattr(trainer.model.get_base_model(), "_fast_path")
 
 

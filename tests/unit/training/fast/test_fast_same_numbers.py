@@ -89,7 +89,8 @@ def test_adapters_in_the_upper_layers_only(both, family_folder, recompute):
     folder = family_folder("qwen2", num_hidden_layers=4)
     plain, quick, trainers = both(recompute, model_id=str(folder), lora_layers=2, lora_dropout=0.2, learning_rate=2e-3)
     assert_same(plain, quick)
-    assert "nor to the 2 layers below" in " ".join(fast.make_fast(trainers[1]).parts)
+    lower = [p for name, p in trainers[1].model.named_parameters() if ".layers.0." in name or ".layers.1." in name]
+    assert not any(parameter.requires_grad for parameter in lower)
 
 
 def test_entropy_and_accuracy_are_trls(build, trained_rows):
@@ -115,8 +116,6 @@ def test_padding_of_the_chosen_rows_changes_nothing(both, monkeypatch):
 
 
 def test_resuming_gives_the_adapter_of_an_undisturbed_training(build):
-    from mac_lora_helpers import training
-
     adapters = []
     for name in ("whole", "halves"):
         run, trainer = build(name, lora_dropout=0.1, max_steps=6, save_steps=3)
@@ -130,17 +129,14 @@ def test_resuming_gives_the_adapter_of_an_undisturbed_training(build):
             assert fast.make_fast(trainer).applied
             trainer.train(resume_from_checkpoint=str(run.path("checkpoints") / "checkpoint-3"))
         adapters.append({key: value.clone() for key, value in trainer.model.named_parameters() if "lora" in key})
-        training.save_adapter(trainer, run, trainer.config)
     assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
 
 
 def test_a_bfloat16_base_trains_float32_adapters(build, trainer_for, make, trained_rows):
-    from types import SimpleNamespace
-
     run, config = make(
         folder="half", fast_path="off", lora_dropout=0, max_steps=20, dtype="bfloat16", learning_rate=2e-3, logging_steps=1, lora_r=16
     )
-    trainer = trainer_for(run, config, trained_rows, dtype=SimpleNamespace(name="bfloat16", reason="test"))
+    trainer = trainer_for(run, config, trained_rows)
     report = fast.make_fast(trainer)
     assert report.applied, report.reason
     trainer.train()
