@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.environment.device import Choice, bfloat16_speed, decide_device, decide_dtype, step_trouble, tried, why_no_mps
-from mac_lora_helpers.environment.machine import GIB, Machine, Package, size
+from mac_lora_helpers.environment.device import Choice, bfloat16_speed, decide_device, decide_dtype, step_trouble, tried
+from mac_lora_helpers.environment.machine import GIB, Machine, Package
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.redaction import portable
+from mac_lora_helpers.text import binary_size as size
 
 #: torch's allocator on MPS, read in its source (MPSAllocator.h): shares of Metal's recommended working set.
 HIGH_DEFAULT, LOW_DEFAULT, HIGH_LIMIT = 1.7, 1.4, 2.0
@@ -77,22 +78,20 @@ def check_python(machine: Machine, requires_python: str | None) -> Check:
 
 
 def check_platform(machine: Machine) -> list[Check]:
-    """Where the suite is at home and what differs elsewhere; the chip; macOS and its tools."""
+    """Where the suite is at home, the chip, and macOS."""
     no_torch = "and torch has no wheels for it since version 2.3"
     if machine.rosetta:
-        found = fail("Platform", f"an x86_64 Python under Rosetta on {machine.chip}: it has no MPS, {no_torch}", ARM_PYTHON)
-    elif machine.intel_mac:
-        found = fail("Platform", f"an Intel Mac ({machine.chip}): no MPS, {no_torch}", ELSEWHERE)
-    elif machine.is_mac:
-        found = ok("Platform", f"macOS on Apple Silicon ({machine.machine})")
-    elif machine.system == "Linux":
-        found = ok(
-            "Platform", "Linux: everything runs on CUDA if there is such a GPU, else on the CPU; what is said of Macs does not apply"
-        )
-    else:
-        found = fail("Platform", f"{machine.system} is not supported", "use macOS, or Linux (on Windows: `wsl --install`)")
-    cores = f", {machine.gpu_cores or 'unknown'} GPU cores" if machine.apple_silicon else ""
-    return [found, ok("Chip", machine.chip + cores), *([_macos(machine), _xcode(machine)] if machine.is_mac else [])]
+        return [
+            fail("Platform", f"an x86_64 Python under Rosetta on {machine.chip}: it has no MPS, {no_torch}", ARM_PYTHON),
+            _macos(machine),
+        ]
+    if machine.intel_mac:
+        return [fail("Platform", f"an Intel Mac ({machine.chip}): no MPS, {no_torch}", ELSEWHERE), _macos(machine)]
+    if machine.is_mac:
+        return [ok("Platform", f"{machine.chip}, {machine.gpu_cores or 'unknown'} GPU cores"), _macos(machine)]
+    if machine.system == "Linux":
+        return [ok("Platform", f"Linux, {machine.chip}: what is said of Macs does not apply")]
+    return [fail("Platform", f"{machine.system} is not supported", "use macOS, or Linux (on Windows: `wsl --install`)")]
 
 
 def _macos(machine: Machine) -> Check:
@@ -103,22 +102,22 @@ def _macos(machine: Machine) -> Check:
     return fail("macOS", detail, update) if machine.macos_major < 14 else ok("macOS", detail)
 
 
-def _xcode(machine: Machine) -> Check:
-    if machine.xcode_tools:
-        return ok("Xcode tools", f"command line tools at {machine.xcode_tools}")
-    return warn("Xcode tools", "the command line tools (git, make, a compiler) are not installed", "xcode-select --install")
-
-
-def check_memory(machine: Machine, needed: float | None) -> list[Check]:
+def check_memory(machine: Machine, needed: float | None) -> Check:
     """Memory against the guidance for Apple Silicon, and what is free now against what is needed (``None``: unknown)."""
-    if machine.memory_bytes is None:
-        return [warn("Memory", "its size cannot be read", "sysctl -n hw.memsize" if machine.is_mac else "free -h")]
-    if not machine.apple_silicon:
-        return [ok("Memory", f"{size(machine.memory_bytes)} of memory"), _free_memory(machine, needed)]
-    advice, most = memory_guidance(machine.memory_bytes)
-    detail = f"{size(machine.memory_bytes)} of unified memory: {advice}"
-    check = ok("Memory", detail) if most > 1e9 else warn("Memory", detail, "shorten max_seq_length, use a smaller model")
-    return [check, _free_memory(machine, needed)]
+    total, free = machine.memory_bytes, machine.free_memory_bytes
+    if total is None:
+        return warn("Memory", "its size cannot be read", "sysctl -n hw.memsize" if machine.is_mac else "free -h")
+    advice, most = memory_guidance(total)
+    detail = f"{size(total)} of unified memory ({advice})" if machine.apple_silicon else f"{size(total)}"
+    detail += f", {size(free)} free" + (f", {size(machine.swap_used_bytes)} swapped to disk" if machine.swap_used_bytes > GIB else "")
+    detail += f"; this model and recipe take roughly {size(needed)}" if needed else ""
+    if needed and free is not None and needed > free:
+        why = "; macOS swaps instead of failing, and a run that swaps hardly moves" if machine.is_mac else ""
+        look = "open -a 'Activity Monitor'" if machine.is_mac else "top -o %MEM"
+        return warn("Memory", detail + why, f"close other programs ({look}), or shorten max_seq_length")
+    if machine.apple_silicon and most < 1e9:
+        return warn("Memory", detail, "shorten max_seq_length, use a smaller model")
+    return ok("Memory", detail)
 
 
 def memory_guidance(total: int) -> tuple[str, float]:
@@ -131,30 +130,14 @@ def memory_guidance(total: int) -> tuple[str, float]:
     return ("about 1.5B to 3B", 3.5e9) if gib < 62 else ("larger experiments are possible; a long context can still fill it", math.inf)
 
 
-def _free_memory(machine: Machine, needed: float | None) -> Check:
-    free = machine.free_memory_bytes
-    if free is None:
-        return ok("Free memory", "unknown")
-    swap = f"; {size(machine.swap_used_bytes)} already swapped to disk" if machine.swap_used_bytes > GIB else ""
-    detail = f"{size(free)} free{swap}" + (f"; this model and recipe take roughly {size(needed)}" if needed else "")
-    if not needed or needed <= free:
-        return ok("Free memory", detail)
-    why = "; macOS swaps instead of failing, and a run that swaps hardly moves" if machine.is_mac else ""
-    look = "open -a 'Activity Monitor'" if machine.is_mac else "top -o %MEM"
-    return warn("Free memory", detail + why, f"close other programs ({look}), or shorten max_seq_length")
-
-
 def check_variables(machine: Machine, env: Mapping[str, str]) -> list[Check]:
-    """MPS's fallback and watermarks; elsewhere only that they have no effect."""
-    if not machine.is_mac:
-        there = [name for name in (FALLBACK, HIGH, LOW) if name in env]
-        return [ok("MPS variables", f"{', '.join(there)} set, without effect here" if there else "not applicable")]
-    return [_fallback(env.get(FALLBACK)), _watermarks(env.get(HIGH), env.get(LOW))]
+    """MPS's fallback and watermarks, by the rules of torch's source; nothing elsewhere."""
+    return [_fallback(env.get(FALLBACK)), _watermarks(env.get(HIGH), env.get(LOW))] if machine.is_mac else []
 
 
 def _fallback(value: str | None) -> Check:
-    number = re.match(r"\s*([+-]?\d+)", value or "0")
-    if value == "" or number is None:  # torch hands the text to std::stoi while it is imported (MPSFallback.mm)
+    number = re.match(r"\s*([+-]?\d+)", "0" if value is None else value)
+    if number is None:  # torch hands the text to std::stoi while it is imported (MPSFallback.mm)
         detail = f"{value!r} is no whole number, and torch may not even import with it"
         return fail(FALLBACK, detail, f"export {FALLBACK}=1, or: unset {FALLBACK}")
     if int(number[1]) == 0:
@@ -163,7 +146,7 @@ def _fallback(value: str | None) -> Check:
 
 
 def _watermarks(asked_high: str | None, asked_low: str | None) -> Check:
-    """The allocator's limits, by the rules of torch's source: 0 ≤ high ≤ 2, low at most high, 0 for no limit."""
+    """The allocator's limits: 0 ≤ high ≤ 2, low at most high, 0 for no limit."""
     unset = f"unset {HIGH} {LOW}"
     try:
         high, low = float(asked_high or HIGH_DEFAULT), float(asked_low or LOW_DEFAULT)
@@ -183,55 +166,70 @@ def _watermarks(asked_high: str | None, asked_low: str | None) -> Check:
 # torch
 
 
-def check_torch(machine: Machine, facts: dict[str, Any], packages: list[Package]) -> list[Check]:
-    """Whether torch imports and answers, and which GPU it sees."""
+def check_torch(facts: dict[str, Any], packages: list[Package]) -> Check:
+    """Whether torch imports and answers."""
     wanted = next((package for package in packages if package.name == "torch"), None)
     requirement = wanted.requirement if wanted else "torch"
     again = f'python -m pip install --force-reinstall "{requirement}"'
     if facts.get("version") and not facts.get("error"):
-        found = ok("torch", f"torch {facts['version']} imports; {facts.get('threads') or '?'} CPU threads")
-    elif facts.get("version"):
+        return ok("torch", f"torch {facts['version']} imports; {facts.get('threads') or '?'} CPU threads")
+    if facts.get("version"):
         detail = f"torch {facts['version']} imports, but a trial step failed: {facts['error']}"
-        found = warn("torch", detail, f"update macOS or the GPU driver, then: {again}")
-    elif wanted is not None and wanted.version is None:
-        found = fail("torch", "torch is not installed", f'python -m pip install "{requirement}"')
-    else:
-        found = fail("torch", f"torch is installed, but cannot be imported: {facts.get('error') or 'no reason given'}", again)
-    return [found, _mps(machine, facts, again), *_cuda(machine, facts)]
+        return warn("torch", detail, f"update macOS or the GPU driver, then: {again}")
+    if wanted is not None and wanted.version is None:
+        return fail("torch", "torch is not installed", f'python -m pip install "{requirement}"')
+    return fail("torch", f"torch is installed, but cannot be imported: {facts.get('error') or 'no reason given'}", again)
 
 
-def _mps(machine: Machine, facts: dict[str, Any], again: str) -> Check:
-    mps = facts.get("mps") or {}
-    if mps.get("available"):
-        limit = f"; Metal recommends a working set of at most {size(mps['recommended_bytes'])}" if mps.get("recommended_bytes") else ""
-        return ok("MPS", f"built and available{limit}")
-    why = why_no_mps(machine, facts)
-    if not machine.is_mac:
-        return ok("MPS", f"not applicable: {why}")
-    if machine.apple_silicon and facts.get("version") and not mps.get("built"):
-        return fail("MPS", f"not built: {why}", again)
+def device_and_dtype(config: Config, machine: Machine, facts: dict[str, Any]) -> tuple[Choice, Choice, list[Check]]:
+    """Both choices; one that is refused becomes a failed finding and the choice that would be made without asking."""
+    try:
+        device = decide_device(config.device, machine, facts)
+        checks = [_device(machine, device, facts)]
+    except InputError as error:
+        auto = decide_device("auto", machine, facts)
+        device = Choice(auto.name, f"{error.what}; device=auto would take {auto.name}")
+        checks = [fail("Device", error.what, f"use device=auto (it takes {auto.name}), or mend the reason")]
+    try:
+        dtype = decide_dtype(config.dtype, device.name, facts)
+        return device, dtype, [*checks, ok("Dtype", f"{dtype.name}: {dtype.reason}{_other_dtype(dtype, device, machine, facts)}")]
+    except InputError as error:
+        detail = error.what + (_known_abort(machine) if config.dtype == "bfloat16" else "")
+        return device, Choice("float32", error.what), [*checks, fail("Dtype", detail, error.fix)]
+
+
+def _device(machine: Machine, device: Choice, facts: dict[str, Any]) -> Check:
+    mps, cuda = facts.get("mps") or {}, facts.get("cuda") or {}
+    detail = f"{device.name}: {device.reason}"
+    if device.name == "mps" and mps.get("recommended_bytes"):
+        detail += f"; Metal recommends a working set of at most {size(mps['recommended_bytes'])}"
+    if device.name == "cuda":
+        detail += f"; {size(cuda.get('memory_bytes'))} of its own memory, and what runs out fails at once instead of swapping"
+    if not machine.apple_silicon or mps.get("available") or not facts.get("version"):
+        return ok("Device", detail)
+    if not mps.get("built"):
+        return fail("Device", detail, "python -m pip install --force-reinstall torch")
     fix = "run outside a virtual machine or remote session, then: python -c 'import torch; print(torch.backends.mps.is_available())'"
-    return warn("MPS", f"{'built, but ' if mps.get('built') else ''}not available: {why}", fix)
+    return warn("Device", detail, fix)
 
 
-def _cuda(machine: Machine, facts: dict[str, Any]) -> list[Check]:
-    cuda = facts.get("cuda") or {}
-    if machine.is_mac or not facts.get("version"):
-        return []
-    if not cuda.get("available"):
-        return [ok("CUDA", "no CUDA GPU that torch can use: training runs on the CPU, which is slower")]
-    detail = (
-        f"{cuda.get('name', 'GPU')} with {size(cuda.get('memory_bytes'))} of its own, compute capability {cuda.get('capability', '?')}. "
-        "Unlike MPS: memory that runs out fails at once instead of swapping, and bfloat16 is fast from capability 8.0 on"
-    )
-    return [ok("CUDA", detail)]
+def _other_dtype(dtype: Choice, device: Choice, machine: Machine, facts: dict[str, Any]) -> str:
+    """What float32, the default, is told about bfloat16."""
+    if dtype.name != "float32" or not facts.get("version"):
+        return ""
+    if trouble := step_trouble(device.name, "bfloat16", facts):
+        return f"; bfloat16 is not usable here ({trouble}{_known_abort(machine)})"
+    return f"; bfloat16 would work: {bfloat16_speed(device.name, facts)}"
 
 
-def check_numbers(config: Config, machine: Machine, device: Choice, vocabulary: int | None, facts: dict[str, Any]) -> list[Check]:
-    """What the device computed, against the CPU (the CPU against float64): a training step, a long product, bfloat16."""
-    if not facts.get("version"):
-        return []
-    return [_step(device, facts), _long_product(device, vocabulary, facts), _bfloat16(config, machine, device, facts)]
+def _known_abort(machine: Machine) -> str:
+    known = "M5" in machine.chip and (machine.macos_major or 0) >= 27
+    return "; on M5 under macOS 27 torch aborts on bfloat16 products with a transposed weight (pytorch#197796)" if known else ""
+
+
+def check_numbers(device: Choice, vocabulary: int | None, facts: dict[str, Any]) -> list[Check]:
+    """What the device computed, against the CPU (the CPU against float64): a training step and a long product."""
+    return [_step(device, facts), _long_product(device, vocabulary, facts)] if facts.get("version") else []
 
 
 def _step(device: Choice, facts: dict[str, Any]) -> Check:
@@ -255,31 +253,3 @@ def _long_product(device: Choice, vocabulary: int | None, facts: dict[str, Any])
     if vocabulary is not None and vocabulary <= LONG:
         return warn(name, f"{detail}; this model's vocabulary of {vocabulary:,} is shorter", upgrade)
     return fail(name, f"{detail}; a vocabulary is as long as that: the head's gradient would be wrong", upgrade)
-
-
-def _bfloat16(config: Config, machine: Machine, device: Choice, facts: dict[str, Any]) -> Check:
-    """A failure only matters if bfloat16 is asked for."""
-    trouble = step_trouble(device.name, "bfloat16", facts)
-    if not trouble:
-        return ok("bfloat16", f"a training step on {device.name} agrees with float32; {bfloat16_speed(device.name, facts)}")
-    if "M5" in machine.chip and (machine.macos_major or 0) >= 27:
-        trouble += "; on M5 under macOS 27 torch aborts on bfloat16 products with a transposed weight (pytorch#197796)"
-    if config.dtype == "bfloat16":
-        return fail("bfloat16", f"does not work on {device.name}: {trouble}", "use dtype=float32")
-    return ok("bfloat16", f"not usable on {device.name} ({trouble}); float32, the default, does not need it")
-
-
-def device_and_dtype(config: Config, machine: Machine, facts: dict[str, Any]) -> tuple[Choice, Choice, list[Check]]:
-    """Both choices; one that is refused becomes a failed finding and the choice that would be made without asking."""
-    try:
-        device = decide_device(config.device, machine, facts)
-        checks = [ok("Device", f"{device.name}: {device.reason}")]
-    except InputError as error:
-        auto = decide_device("auto", machine, facts)
-        device = Choice(auto.name, f"{error.what}; device=auto would take {auto.name}")
-        checks = [fail("Device", error.what, f"use device=auto (it takes {auto.name}), or mend the reason")]
-    try:
-        dtype = decide_dtype(config.dtype, device.name, facts)
-        return device, dtype, [*checks, ok("Dtype", f"{dtype.name}: {dtype.reason}")]
-    except InputError as error:
-        return device, Choice("float32", error.what), [*checks, fail("Dtype", error.what, error.fix)]

@@ -14,8 +14,8 @@ from mac_lora_helpers.environment.probe import Probe, this_machine
 from mac_lora_helpers.errors import InputError
 
 #: Largest relative error of the loss and of the gradients, and smallest cosine of the AdamW updates, that pass.
-#: float32 differs between devices by rounding and order (1e-6 here); bfloat16 keeps 8 bits (gradients 0.7 % off here).
-LIMITS = {"float32": (1e-4, 1e-3, 0.999), "bfloat16": (1e-2, 5e-2, 0.99)}
+#: float32 differs between devices by rounding and order (1e-6 here); bfloat16 keeps 8 bits (gradients 1.4 % off here).
+LIMITS = {"float32": (1e-4, 1e-3, 0.999), "bfloat16": (1e-2, 5e-2, 0.95)}
 #: Why float16 weights are not trained on, by device. On CUDA it would take loss scaling, whose first steps overflow by
 #: design: the guard against infinite gradients could not tell them from a broken training.
 _NO_FLOAT16 = {

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from mac_lora_helpers.environment.probe import Probe, this_machine
-from mac_lora_helpers.text import binary_size as size
 
 GIB = 1024**3
 #: Extras that are checked when installed and not missed when not.
@@ -30,7 +29,6 @@ class Machine:
     macos_version: str | None
     rosetta: bool
     disk_free_bytes: int | None
-    xcode_tools: str | None
 
     @property
     def is_mac(self) -> bool:
@@ -50,24 +48,6 @@ class Machine:
         """14 for macOS 14.6.1; ``None`` if the version is unknown."""
         first = (self.macos_version or "").split(".")[0]
         return int(first) if first.isdigit() else None
-
-    def rows(self) -> list[tuple[str, str, str]]:
-        """Name, value and meaning of each fact, for a table."""
-        memory = "unified: CPU and GPU share it" if self.apple_silicon else "main memory; a CUDA GPU has its own besides"
-        rows = [
-            ("Python", self.python, "the interpreter behind this kernel"),
-            ("System", self.platform, "operating system and processor architecture"),
-            ("Architecture", self.machine + (" under Rosetta" if self.rosetta else ""), "arm64 is what MPS needs; x86_64 has no MPS"),
-            ("Chip", self.chip, "processor"),
-            ("Memory", size(self.memory_bytes), memory),
-            ("Memory free", size(self.free_memory_bytes), "what can be used now without pushing other programs out"),
-            ("Swap in use", size(self.swap_used_bytes), "memory already moved to disk; training that swaps hardly moves"),
-            ("Disk free", size(self.disk_free_bytes), "on the run directory's volume"),
-        ]
-        if self.is_mac:
-            rows[4:4] = [("GPU cores", str(self.gpu_cores or "unknown"), "more cores, more tokens a second")]
-            rows[2:2] = [("macOS", self.macos_version or "unknown", "torch's wheels need 14 or later")]
-        return rows
 
 
 def read_machine(out_dir: str = ".", probe: Probe | None = None) -> Machine:
@@ -97,7 +77,6 @@ def read_machine(out_dir: str = ".", probe: Probe | None = None) -> Machine:
         macos_version=probe.command("sw_vers", "-productVersion") if mac else None,
         rosetta=mac and facts["machine"] == "x86_64" and _translated(probe),
         disk_free_bytes=disk["free"] if disk else None,
-        xcode_tools=probe.command("xcode-select", "-p") if mac else None,
     )
 
 

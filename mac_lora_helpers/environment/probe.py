@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers import model
+from mac_lora_helpers.environment import torch_probe
 from mac_lora_helpers.errors import first_line
 from mac_lora_helpers.redaction import portable
 
 DISTRIBUTION = "mac-lora-helpers"
 #: macOS keeps these outside a service's or an IDE's PATH at times.
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-TORCH_SCRIPT = Path(__file__).with_name("torch_probe.py")
 
 
 class Probe:
@@ -130,8 +130,6 @@ class Probe:
         torch = sys.modules.get("torch")
         if torch is None or "_torch_facts" in vars(self):
             return self.torch_facts()
-        from mac_lora_helpers.environment import torch_probe
-
         try:
             return {"version": torch.__version__, "error": None, **torch_probe.devices(torch)}
         except Exception as error:
@@ -140,7 +138,7 @@ class Probe:
     @functools.cached_property
     def _torch_facts(self) -> dict[str, Any]:
         # -P: this folder must not shadow the standard library for the script.
-        words = [sys.executable or "python3", "-P", str(TORCH_SCRIPT)]
+        words = [sys.executable or "python3", "-P", torch_probe.__file__]
         try:
             done = subprocess.run(
                 words, capture_output=True, text=True, timeout=self.torch_timeout, env=dict(self.env), stdin=subprocess.DEVNULL

@@ -87,12 +87,11 @@ def check_environment(config: Config, probe: Probe | None = None, needed: float 
     questions: dict[str, Callable[[], list[Check]]] = {
         "Python": lambda: [checks.check_python(machine, (probe.metadata() or {}).get("requires_python"))],
         "Platform": lambda: checks.check_platform(machine),
-        "Memory": lambda: checks.check_memory(machine, needed),
+        "Memory": lambda: [checks.check_memory(machine, needed)],
         "Variables": lambda: checks.check_variables(machine, probe.env),
-        "torch": lambda: checks.check_torch(machine, facts, packages),
+        "torch": lambda: [checks.check_torch(facts, packages), *chosen],
+        "Numbers": lambda: checks.check_numbers(device, vocabulary, facts),
         "Threads": lambda: [checks.ok("Threads", f"the CPU's threads wait {threads.settle()}")],
-        "Numbers": lambda: checks.check_numbers(config, machine, device, vocabulary, facts),
-        "Device": lambda: chosen,
         "Packages": lambda: storage.check_packages(packages),
         "Model": lambda: [storage.check_model(model)],
         "Disk": lambda: [storage.check_disk(config, model, probe)],
@@ -116,5 +115,5 @@ def _attempt(name: str, question: Callable[[], list[Check]]) -> list[Check]:
 def _point_to_cause(found: list[Check]) -> list[Check]:
     """What follows from the wrong platform or a too old macOS is mended there: pip has no torch for those."""
     cause = next((check for check in found if check.status == "fail" and check.name in ("Platform", "macOS", "torch")), None)
-    follows = ("torch", "Package torch", "MPS")
+    follows = ("torch", "Package torch", "Device")
     return [replace(c, fix=cause.fix) if cause and c is not cause and c.name in follows and c.fix else c for c in found]

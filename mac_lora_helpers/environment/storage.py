@@ -7,9 +7,10 @@ from typing import Any
 from mac_lora_helpers import language
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.environment.checks import Check, fail, ok, warn
-from mac_lora_helpers.environment.machine import Package, size
+from mac_lora_helpers.environment.machine import Package
 from mac_lora_helpers.environment.probe import Probe
 from mac_lora_helpers.model import Base
+from mac_lora_helpers.text import binary_size as size
 
 LOGIN = "hf auth login"
 

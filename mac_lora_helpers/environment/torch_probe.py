@@ -79,57 +79,36 @@ def try_devices(torch, facts: dict) -> None:
                 runs[dtype] = {"error": told(error)}
 
 
-def weights(torch) -> tuple:
-    """Random base weights, LoRA pairs and token ids in float64, the same on every machine.
-
-    ``lora_b`` is a transposed, non-contiguous tensor: in-place updates of those went silently wrong on MPS.
-    """
-    source = torch.Generator().manual_seed(0)
-
-    def normal(rows: int, columns: int, scale: float):
-        return torch.randn(rows, columns, generator=source, dtype=torch.float64) * scale
-
-    base = {name: normal(WIDTH, WIDTH, WIDTH**-0.5) for name in "qkvo"}
-    base["embed"], base["head"] = normal(VOCAB, WIDTH, 1.0), normal(VOCAB, WIDTH, WIDTH**-0.5)
-    pairs = {f"{name}_a": normal(RANK, WIDTH, WIDTH**-0.5) for name in "qkvo"}
-    pairs.update({f"{name}_b": normal(RANK, WIDTH, 0.1).t() for name in "qkvo"})
-    return base, pairs, torch.randint(0, VOCAB, (2, TOKENS + 1), generator=source)
-
-
-def loss_of(torch, base: dict, pairs: dict, ids):
-    """Cross-entropy of one causal attention block with LoRA, adapters in float32 as PEFT keeps them."""
-    functional = torch.nn.functional
-
-    def project(name: str, x):
-        low = functional.linear(functional.linear(x.to(pairs[f"{name}_a"].dtype), pairs[f"{name}_a"]), pairs[f"{name}_b"])
-        return (functional.linear(x, base[name]) + low).to(x.dtype)
-
-    def heads(x):
-        return x.view(x.shape[0], TOKENS, HEADS, WIDTH // HEADS).transpose(1, 2)
-
-    x = functional.embedding(ids[:, :-1], base["embed"])
-    mixed = functional.scaled_dot_product_attention(*(heads(project(name, x)) for name in "qkv"), is_causal=True)
-    x = x + project("o", mixed.transpose(1, 2).reshape(x.shape))
-    logits = functional.linear(x, base["head"])
-    logits = logits.float() if logits.dtype != torch.float64 else logits
-    return functional.cross_entropy(logits.reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
-
-
 def step(torch, device: str, dtype) -> dict:
-    """Forward, backward and one AdamW step: loss before and after, gradients and updates as flat float64 on the CPU."""
-    base, pairs, ids = weights(torch)
-    small = torch.float64 if dtype == torch.float64 else torch.float32
-    base = {name: weight.to(device, dtype) for name, weight in base.items()}
-    pairs = {name: weight.to(device, small).requires_grad_() for name, weight in pairs.items()}
-    ids, start = ids.to(device), flat(torch, pairs.values())
-    optimizer = torch.optim.AdamW(pairs.values(), lr=LEARNING_RATE, weight_decay=0.0)
-    loss = loss_of(torch, base, pairs, ids)
-    loss.backward()
-    gradients = flat(torch, [weight.grad for weight in pairs.values()])
+    """Forward, backward and one AdamW step of a LoRA pair in front of a frozen causal block, the same numbers on every device.
+
+    The pair stays in float32 as PEFT keeps it; ``low_b`` is transposed, as in-place updates of such tensors went silently wrong on MPS.
+    """
+    torch.manual_seed(0)
+    block = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True)
+    embed, head, mask = (
+        torch.randn(VOCAB, WIDTH),
+        torch.randn(VOCAB, WIDTH) / WIDTH**0.5,
+        torch.full((TOKENS, TOKENS), float("-inf")).triu(1),
+    )
+    low_a, low_b = torch.randn(RANK, WIDTH) / WIDTH**0.5, torch.randn(RANK, WIDTH).mul(0.1).t()
+    ids = torch.randint(0, VOCAB, (2, TOKENS + 1)).to(device)
+    block, embed, head, mask = (item.to(device, dtype).requires_grad_(False) for item in (block, embed, head, mask))
+    pair = [item.to(device, torch.promote_types(dtype, torch.float32)).requires_grad_() for item in (low_a, low_b)]
+    start, optimizer = flat(torch, pair), torch.optim.AdamW(pair, lr=LEARNING_RATE, weight_decay=0.0)
+
+    def loss():
+        linear, x = torch.nn.functional.linear, torch.nn.functional.embedding(ids[:, :-1], embed)
+        x = x + linear(linear(x.to(pair[0].dtype), pair[0]), pair[1]).to(dtype)
+        logits = linear(block(x, src_mask=mask), head).to(pair[0].dtype)
+        return torch.nn.functional.cross_entropy(logits.reshape(-1, VOCAB), ids[:, 1:].reshape(-1))
+
+    first = loss()
+    first.backward()
+    gradients = flat(torch, [item.grad for item in pair])
     optimizer.step()
     with torch.no_grad():
-        after = loss_of(torch, base, pairs, ids)
-    return {"loss": loss.item(), "after": after.item(), "gradients": gradients, "update": flat(torch, pairs.values()) - start}
+        return {"loss": first.item(), "after": loss().item(), "gradients": gradients, "update": flat(torch, pair) - start}
 
 
 def flat(torch, tensors):

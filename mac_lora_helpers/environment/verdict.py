@@ -10,9 +10,10 @@ from mac_lora_helpers import language
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.environment.checks import ELSEWHERE, Check, memory_guidance
 from mac_lora_helpers.environment.device import Choice
-from mac_lora_helpers.environment.machine import GIB, Machine, size
+from mac_lora_helpers.environment.machine import GIB, Machine
 from mac_lora_helpers.model import Base
 from mac_lora_helpers.redaction import portable
+from mac_lora_helpers.text import binary_size as size
 
 #: "3B" models have up to 3.4e9 parameters, "7B" ones start at 6.5e9; in between it takes 64 GB.
 UP_TO_3B, FROM_7B = 3.5e9, 6.5e9
@@ -84,20 +85,14 @@ def _rule(model: Base, config: Config, machine: Machine) -> list[str]:
 
 
 def _memory_limit(machine: Machine, device: Choice, needed: float | None, facts: dict[str, Any]) -> list[str]:
-    budget = memory_budget(machine, device, facts)
-    if needed is None or budget is None or needed <= budget:
+    """On MPS Metal's recommended working set counts, elsewhere nine tenths of the device's memory."""
+    budget = (facts.get("mps") or {}).get("recommended_bytes") if device.name == "mps" else None
+    total = (facts.get("cuda") or {}).get("memory_bytes") if device.name == "cuda" else machine.memory_bytes
+    budget = budget or (METAL_SHARE if device.name == "mps" else 0.9) * (total or 0)
+    if needed is None or not budget or needed <= budget:
         return []
     owner = "this GPU" if device.name == "cuda" else "this machine"
     return [f"it takes roughly {size(needed)}, {owner} has {size(budget)} for it; shorter sequences or a smaller model would fit"]
-
-
-def memory_budget(machine: Machine, device: Choice, facts: dict[str, Any]) -> float | None:
-    """Bytes that training may take: Metal's recommended working set on MPS, nine tenths of the memory elsewhere."""
-    recommended = (facts.get("mps") or {}).get("recommended_bytes")
-    if device.name == "mps" and recommended:
-        return recommended
-    total = (facts.get("cuda") or {}).get("memory_bytes") if device.name == "cuda" else machine.memory_bytes
-    return (METAL_SHARE if device.name == "mps" else 0.9) * total if total else None
 
 
 def _cpu_limit(machine: Machine, device: Choice, model: Base) -> list[str]:

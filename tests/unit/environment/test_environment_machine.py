@@ -23,7 +23,7 @@ def variables(recorded, **env):
 def test_a_mac_that_answers_nothing(recorded):
     probe = recorded("m2-pro-16gb", commands={}, memory=None)
     machine = read_machine(probe=probe)
-    assert (machine.gpu_cores, machine.chip, machine.macos_version, machine.xcode_tools) == (None, "arm64", None, None)
+    assert (machine.gpu_cores, machine.chip, machine.macos_version) == (None, "arm64", None)
     assert (machine.memory_bytes, machine.free_memory_bytes) == (None, None)
 
 
@@ -37,7 +37,6 @@ def test_this_machine_is_read():
     assert machine.memory_bytes > machine.free_memory_bytes > 0
     assert machine.disk_free_bytes > 0
     assert machine.chip
-    assert all(len(row) == 3 and all(row) for row in machine.rows())
 
 
 @pytest.mark.parametrize(
@@ -80,8 +79,7 @@ def test_mps_variables(recorded, env, name, status, said):
 
 
 def test_mps_variables_off_the_mac(recorded):
-    (check,) = check_variables(read_machine(probe=recorded("linux-cpu")), {HIGH: "0.0"})
-    assert (check.status, HIGH in check.detail, "without effect" in check.detail) == ("ok", True, True)
+    assert check_variables(read_machine(probe=recorded("linux-cpu")), {HIGH: "0.0"}) == []
 
 
 def test_ranges_are_those_of_pyproject_for_each_platform(recorded):

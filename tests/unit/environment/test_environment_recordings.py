@@ -82,16 +82,15 @@ def test_what_macs_tell(recorded):
     assert [machine.gpu_cores for machine in (m1, pro, top, intel)] == [7, 19, 40, None]
     assert (rosetta.chip, rosetta.rosetta, rosetta.apple_silicon) == ("Apple M1 Pro", True, True)
     assert (intel.rosetta, intel.intel_mac) == (False, True)
-    assert (m1.macos_version, m1.memory_bytes, m1.xcode_tools) == ("14.6.1", 8 * 1024**3, "/Library/Developer/CommandLineTools")
-    assert [row[0] for row in m1.rows()][:6] == ["Python", "System", "macOS", "Architecture", "Chip", "GPU cores"]
+    assert (m1.macos_version, m1.memory_bytes) == ("14.6.1", 8 * 1024**3)
 
 
 @pytest.mark.parametrize(
     ("name", "cause", "fix", "follow"),
     [
-        ("rosetta-m1-pro", "Platform", "arch -arm64", ["torch", "MPS"]),
-        ("intel-old-torch", "Platform", "hf jobs", ["Package torch", "MPS"]),
-        ("m1-macos-13", "macOS", "softwareupdate", ["torch", "MPS"]),
+        ("rosetta-m1-pro", "Platform", "arch -arm64", ["torch"]),
+        ("intel-old-torch", "Platform", "hf jobs", ["Package torch"]),
+        ("m1-macos-13", "macOS", "softwareupdate", ["torch"]),
     ],
 )
 def test_what_follows_from_a_cause_is_mended_there(recorded, name, cause, fix, follow):
