@@ -14,7 +14,7 @@ from mac_lora_helpers.environment.checks import Check, warn
 from mac_lora_helpers.environment.device import Choice
 from mac_lora_helpers.environment.machine import Machine, Package, read_machine, read_packages
 from mac_lora_helpers.environment.probe import Probe, this_machine
-from mac_lora_helpers.environment.verdict import Verdict, decide_verdict, memory_needed, shape_of
+from mac_lora_helpers.environment.verdict import Verdict, decide_verdict, memory_needed, vocabulary_of
 from mac_lora_helpers.errors import CheckFailed, first_line
 from mac_lora_helpers.model import Base, find_base
 from mac_lora_helpers.redaction import portable_tree
@@ -83,14 +83,13 @@ def check_environment(config: Config, probe: Probe | None = None, needed: float 
     model = find_base(config, probe.cached_folder)
     device, dtype, chosen = checks.device_and_dtype(config, machine, facts)
     needed = needed or memory_needed(model, config, dtype.name)
-    vocabulary = shape_of(model)[2] if model.settings else None
     questions: dict[str, Callable[[], list[Check]]] = {
         "Python": lambda: [checks.check_python(machine, (probe.metadata() or {}).get("requires_python"))],
         "Platform": lambda: checks.check_platform(machine),
         "Memory": lambda: [checks.check_memory(machine, needed)],
         "Variables": lambda: checks.check_variables(machine, probe.env),
         "torch": lambda: [checks.check_torch(facts, packages), *chosen],
-        "Numbers": lambda: checks.check_numbers(device, vocabulary, facts),
+        "Numbers": lambda: checks.check_numbers(device, vocabulary_of(model), facts),
         "Threads": lambda: [checks.ok("Threads", f"the CPU's threads wait {threads.settle()}")],
         "Packages": lambda: storage.check_packages(packages),
         "Model": lambda: [storage.check_model(model)],

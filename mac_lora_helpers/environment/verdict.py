@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,27 +123,17 @@ def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, ne
 
 
 def memory_needed(model: Base, config: Config, dtype: str) -> float | None:
-    """Bytes that training takes at its peak, roughly; ``None`` if the model's size is unknown.
+    """Bytes that training takes, roughly, where no forecast could be made; ``None`` if the model's size is unknown.
 
-    Weights, LoRA with gradients and moments (a sixth of the weights' bytes at most), what a row leaves behind on its way through
-    (with checkpointing one residual stream a layer), logits three times in float32, and 1 GiB for Python and the libraries.
+    Half as much again as the weights, logits three times in float32, and 1 GiB for Python and the libraries.
     """
     if model.parameters is None:
         return None
-    hidden, layers, vocabulary, inner = shape_of(model)
-    tokens, width = config.per_device_train_batch_size * config.max_seq_length, BYTES[dtype]
-    layer = tokens * (16 * hidden + 3 * inner) * width
-    activations = layers * tokens * hidden * width + layer if config.gradient_checkpointing else layers * layer
-    adapter = 16 * config.lora_r * layers * 8 * hidden
-    return model.parameters * width + adapter + activations + 3 * tokens * vocabulary * 4 + GIB
+    tokens = config.per_device_train_batch_size * config.max_seq_length
+    return 1.5 * model.parameters * BYTES[dtype] + 3 * tokens * (vocabulary_of(model) or 150_000) * 4 + GIB
 
 
-def shape_of(model: Base) -> tuple[int, int, int, int]:
-    """Width, layers, vocabulary and MLP width; guessed from the size where there is no config: 12·layers·width², 150k tokens."""
+def vocabulary_of(model: Base) -> int | None:
+    """The size of the model's vocabulary, from its config; None where that is not here."""
     text = model.settings.get("text_config") if isinstance(model.settings.get("text_config"), dict) else model.settings
-    options = (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"), ("vocab_size",), ("intermediate_size", "n_inner"))
-    hidden, layers, vocabulary, inner = (next((text[k] for k in keys if isinstance(text.get(k), int)), 0) for keys in options)
-    if not (hidden and layers and vocabulary):
-        layers, vocabulary = 24 if (model.parameters or 0) < 1e9 else 32, 150_000
-        hidden, inner = round(math.sqrt((model.parameters or 0) / (12 * layers))), 0
-    return hidden, layers, vocabulary, inner or 4 * hidden
+    return text.get("vocab_size") if isinstance(text.get("vocab_size"), int) else None
