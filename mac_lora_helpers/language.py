@@ -1,6 +1,4 @@
-"""What text rows reach of a model: its language part, and so many positions.
-
-A checkpoint that also takes images or sound is trained, evaluated and exported as a text model.
+"""The language part of a model that also takes images or sound: such a checkpoint is trained, evaluated and exported as a text model.
 
 Text rows never reach a vision or audio tower, so an adapter there would stay as it is. What is left out is known from
 ``config.json`` alone; the weights of the language part are found under the names that its own text model has for them.
@@ -51,6 +49,17 @@ def problem(settings: dict[str, Any]) -> str:
     return "" if kind in KNOWN else f"{whole} takes more than text, and transformers has no text model for its language part ({kind})"
 
 
+def notes(settings: dict[str, Any]) -> list[str]:
+    """What notebook 02 says of such a checkpoint; nothing of a text model.
+
+    Raises:
+        InputError: its language part cannot be had alone.
+    """
+    if what := problem(settings):
+        raise InputError(what, where="parameter model_id", fix=FIX)
+    return [f"the model takes more than text: {told(settings)}"] if left_out(settings) else []
+
+
 def language_part(config: Config) -> dict[str, Any]:
     """What ``AutoModelForCausalLM.from_pretrained`` takes besides for such a checkpoint; empty for a text model.
 
@@ -85,27 +94,3 @@ def _renamed(name: str) -> str:
     for old, new in RENAMED.items():
         name = re.sub(old, new, name)
     return name
-
-
-def require_positions(config: Config, longest: int) -> None:
-    """Refuses rows that are longer than what the model was made for: beyond its positions it computes nonsense, or fails.
-
-    Args:
-        longest: tokens of the longest row.
-
-    Raises:
-        InputError: the model has fewer positions.
-    """
-    from transformers import AutoConfig
-
-    try:
-        text = AutoConfig.from_pretrained(config.model_path, trust_remote_code=config.trust_remote_code).get_text_config()
-    except (OSError, ValueError):  # said where the model is loaded
-        return
-    positions = getattr(text, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < longest:
-        raise InputError(
-            f"a row has {longest:,} tokens, but the model has {positions:,} positions: what stands beyond them, it cannot place",
-            where="parameter max_seq_length",
-            fix=f"max_seq_length={positions} or less (notebook 02 cuts rows to it), or a model with a longer context",
-        )

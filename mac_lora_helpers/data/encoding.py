@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mac_lora_helpers import language
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data.lengths import Fitter, Ledger, proposals
 from mac_lora_helpers.data.lints import Lint, LintCounter
@@ -26,6 +27,7 @@ from mac_lora_helpers.data.template import ChatTemplate, TemplateRefuses
 from mac_lora_helpers.data.tokenizer import backend, positions, tokenizer_digest
 from mac_lora_helpers.data.tokens import TokenWriter, fingerprint, open_tokens
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.model import small_file
 
 _AHEAD = 2
 Progress = Callable[[str, int], None]
@@ -96,7 +98,7 @@ class _Encoder:
         self.result = Encoded(config.max_seq_length, first.name if first else "none", masking, self.loss_on, splits.shape)
         self.result.date = first.date if first else ""
         self.lost = Lost()
-        self.result.notes += [note] * bool(note) + splits.notes
+        self.result.notes += [note] * bool(note) + splits.notes + language.notes(small_file(config, "config.json") or {})
         self.fitter = Fitter(config, self._encode_one)
         self.lints = LintCounter(tokenizer, config, splits, first)
         self.problems = Problems()

@@ -44,6 +44,8 @@ def prepared(folder, tmp_path):
 def test_a_family_trains_three_steps_and_passes_the_audit(family, tmp_path):
     run, config = prepared(write(family, tmp_path / "model"), tmp_path)
     settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    told = any("left out: vision" in note for note in run.read_json("manifest")["notes"])
+    assert told is (family.vision is not None)
     metrics = training.run_training(run, config)
     assert metrics["steps"] == 3
     assert all(passed is not False for passed in metrics["audit"].values()), metrics["audit"]

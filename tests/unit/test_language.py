@@ -47,6 +47,8 @@ def test_a_language_part_that_transformers_does_not_have_is_refused_by_01_and_02
     assert "docs/models.md" in base.fix
     with pytest.raises(InputError, match="language part"):
         model.require_base(config)
+    with pytest.raises(InputError, match="language part"):
+        language.notes(base.settings)
 
 
 def test_weights_under_unknown_names_are_refused_and_not_made_up(tmp_path):
@@ -62,14 +64,6 @@ def test_weights_under_unknown_names_are_refused_and_not_made_up(tmp_path):
 def test_a_text_model_is_loaded_as_it_stands(tmp_path):
     assert language.language_part(resolve({"model_id": str(tiny_model(tmp_path / "text"))}, env={})) == {}
     assert language.left_out({"model_type": "qwen2", "rope_config": {}}) == []
-
-
-@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_rows_longer_than_the_models_positions_are_refused(family, tmp_path):
-    config = resolve({"model_id": str(tiny_model(tmp_path / family, family, max_position_embeddings=64)), "max_seq_length": 128}, env={})
-    language.require_positions(config, 64)
-    with pytest.raises(InputError, match="a row has 65 tokens, but the model has 64 positions"):
-        language.require_positions(config, 65)
 
 
 def settings(text, **more):
