@@ -523,8 +523,10 @@ def _refuse_unknown(names: Mapping[str, Any]) -> None:
 
 
 def _refuse_secrets(values: Mapping[str, Any]) -> None:
-    """Parameters are stored in the executed notebooks and in ``run.json``."""
+    """Parameters are stored in the executed notebooks and in ``run.json``, as text."""
     for place, value in values.items():
+        if not str(value).isascii() and any("\ud800" <= character <= "\udfff" for character in str(value)):
+            raise InputError("the value is not UTF-8 text", where=place, fix="write it in UTF-8; a file of such a name can be renamed")
         kinds = find_secrets(str(value))
         if kinds:
             raise InputError(

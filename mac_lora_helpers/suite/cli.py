@@ -20,6 +20,7 @@ from mac_lora_helpers.config import PRESETS, Config, resolve
 from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.suite.job_commands import add_job
+from mac_lora_helpers.suite.runner import hush
 from mac_lora_helpers.troubleshooting import explain
 
 #: Before a value that is not to be read as an option; no argument of a process can hold it.
@@ -28,11 +29,24 @@ _LITERAL = "\0"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the arguments, runs the command, and turns foreseeable errors into one message and an exit code."""
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as after `| head -1`: whoever read has seen enough
+        hush()
+        return 0
+
+
+def _main(argv: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without these characters gets their numbers, not a failure
             stream.reconfigure(errors="backslashreplace")
     arguments = parse(argv)
-    signal.signal(signal.SIGTERM, _stop)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is signal.SIG_DFL:  # under nohup SIGHUP stays ignored
+            signal.signal(signum, _stop)
     try:
         return arguments.command(arguments)
     except UserError as error:
@@ -43,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("mac-lora: interrupted; what was finished is in the run directory", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         known = explain(error)
         if known is None:
@@ -90,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--run-dir", metavar="DIR", help="the run directory (the same as -p out_dir DIR)")
     run.add_argument("--only", action="append", default=[], metavar="NN", help="run this notebook alone; may be given again")
     run.add_argument("--from", dest="start", metavar="NN", help="start at this notebook")
+    run.add_argument("--notebooks", metavar="DIR", help="execute the notebooks of this folder instead of the project's own")
     train = _command(commands, "train", _train, "notebook 03 alone, without a notebook; also under accelerate launch", names)
     train.add_argument("--run-dir", metavar="DIR", help="the run directory, with the data of notebook 02 (the same as -p out_dir DIR)")
     doctor = _command(commands, "doctor", _doctor, "check this machine and its packages", names)
@@ -150,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = _config(explicit)
     names = choose(arguments.only, arguments.start)
     preflight(config)
-    record = run_suite(config, {name: getattr(config, name) for name in explicit}, names)
+    record = run_suite(config, {name: getattr(config, name) for name in explicit}, names, notebooks=arguments.notebooks)
     total = sum(entry["seconds"] for entry in record["notebooks"])
     print("\n".join(["", *summary(RunDir(config.out_dir), names)]))
     print(f"done in {total:.0f} s: {portable(str(config.out_dir))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mac_lora_helpers.config import Config
@@ -37,5 +38,14 @@ def check_model_folder(config: Config) -> None:
     if base.problem:
         raise InputError(f"the model cannot be used: {base.problem}", where=place, fix=base.fix or "set model_id to another model")
     folder = Path(config.model_path)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if file.suffix in (".py", ".json", ".jinja", ".safetensors") and not os.access(file, os.R_OK):
+            raise InputError(f"{file.name} may not be read by this user", where=place, fix="give this user the right to read it")
+    modules = Path(os.environ.get("HF_MODULES_CACHE") or Path(os.environ.get("HF_HOME") or "~/.cache/huggingface") / "modules").expanduser()
+    if config.trust_remote_code and modules.exists() and not os.access(modules, os.R_OK | os.W_OK | os.X_OK):
+        what = "the folder into which a model's code is copied may not be used by this user"
+        raise InputError(
+            what, where=portable(str(modules)), fix="give this user the right to it, or set HF_MODULES_CACHE to another folder"
+        )
     if folder.is_dir() and not any((folder / name).exists() for name in _TOKENIZER_FILES):
         raise InputError("the model folder has no tokenizer", where=place, fix="save it there too: tokenizer.save_pretrained(folder)")

@@ -16,7 +16,7 @@ from typing import Any
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.files import atomic_file
+from mac_lora_helpers.files import Scratch, atomic_file
 from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.troubleshooting import Failure, explain, recognise, shown_in
 
@@ -41,16 +41,21 @@ class NotebookFailed(UserError):
         return failure
 
 
-def notebooks_folder() -> Path:
-    """Where the five notebooks are: below the current folder, or beside the package.
+def notebooks_folder(named: str | Path | None = None) -> Path:
+    """Where the notebooks are that will be executed: the project's own, inside the package or beside it, unless others are named.
+
+    What happens to lie in the current folder is not executed.
 
     Raises:
-        InputError: in neither place.
+        InputError: they are not there.
     """
-    for folder in (Path.cwd() / "notebooks", Path(__file__).parents[2] / "notebooks"):
-        if (folder / f"{NOTEBOOKS[0]}.ipynb").exists():
+    package, first = Path(__file__).parents[1], f"{NOTEBOOKS[0]}.ipynb"
+    beside = [package.parent / "notebooks"] if (package.parent / "pyproject.toml").is_file() else []
+    for folder in [Path(named).expanduser()] if named else [package / "notebooks", *beside]:
+        if (folder / first).is_file():
             return folder
-    raise InputError("the notebooks are not here", where=portable(str(Path.cwd())), fix="run mac-lora in a clone of the project")
+    where = f"--notebooks {portable(str(named))}" if named else portable(str(package))
+    raise InputError(f"the notebooks are not here ({first} is missing)", where=where, fix="name their folder with --notebooks")
 
 
 def choose(only: Sequence[str] = (), start: str | None = None) -> list[str]:
@@ -72,7 +77,9 @@ def choose(only: Sequence[str] = (), start: str | None = None) -> list[str]:
     return list(NOTEBOOKS[NOTEBOOKS.index(name_of(start)) :]) if start else list(NOTEBOOKS)
 
 
-def run_suite(config: Config, explicit: Mapping[str, Any], names: Sequence[str], progress: bool | None = None) -> dict[str, Any]:
+def run_suite(
+    config: Config, explicit: Mapping[str, Any], names: Sequence[str], progress: bool | None = None, notebooks: str | Path | None = None
+) -> dict[str, Any]:
     """Runs notebooks in order and keeps ``run.json`` true after each.
 
     Args:
@@ -80,6 +87,7 @@ def run_suite(config: Config, explicit: Mapping[str, Any], names: Sequence[str],
         explicit: what the caller set; injected into every notebook as it is.
         names: notebooks to run, in order.
         progress: papermill's bar over the cells; by default only on a terminal.
+        notebooks: the folder of other notebooks than the project's own.
 
     Returns:
         What ``run.json`` holds.
@@ -88,7 +96,7 @@ def run_suite(config: Config, explicit: Mapping[str, Any], names: Sequence[str],
         NotebookFailed: the first failure; later notebooks are not run.
         RunDirBusy: another run or a notebook works in this run directory.
     """
-    run, source = RunDir(config.out_dir), notebooks_folder()
+    run, source = RunDir(config.out_dir), notebooks_folder(notebooks)
     with run.running("running the notebooks"):
         return _run_notebooks(run, source, {**explicit, "out_dir": config.out_dir}, dict(explicit), names, progress)
 
@@ -105,6 +113,7 @@ def _run_notebooks(
         begin = time.monotonic()
         try:
             with _settled(run, record, entry, begin):
+                run.check_early(int(name[:2]))
                 execute(source / f"{name}.ipynb", run.path("executed") / f"{name}.ipynb", parameters, progress)
         finally:
             _say(f"  {'✓' if entry['status'] == 'passed' else '✗'} {entry['status']} after {entry['seconds']:.1f} s")
@@ -123,9 +132,9 @@ def _settled(run: RunDir, record: dict[str, Any], entry: dict[str, Any], begin: 
     except KeyboardInterrupt:
         entry["status"] = "interrupted"
         raise
-    except NotebookFailed as failure:
-        entry["failure"] = {"what": failure.what, "where": failure.where, "fix": failure.fix}
-        entry["failure"] |= {"more": failure.known.anchor} if failure.known else {}
+    except UserError as failure:
+        known = getattr(failure, "known", None)
+        entry["failure"] = {"what": failure.what, "where": failure.where, "fix": failure.fix} | ({"more": known.anchor} if known else {})
         raise
     finally:
         entry["seconds"] = round(time.monotonic() - begin, 2)
@@ -170,14 +179,14 @@ def _private_kernels() -> Iterator[dict[str, Any]]:
     """Kernels spoken to over socket files of this user's instead of open ports; silent when they are shut down.
 
     The files lie in a folder of this run's own: by default they would be ``kernel-ipc-1`` and so on in the current folder, where
-    two runs at once take each other's, and a killed run leaves them behind.
+    two runs at once take each other's.
     """
     from jupyter_client.manager import AsyncKernelManager
     from traitlets import CaselessStrEnum
 
     transport = CaselessStrEnum(["tcp", "ipc"], default_value="ipc")
     place = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # a socket's path holds about a hundred characters
-    with tempfile.TemporaryDirectory(prefix="mlora-", dir=place, ignore_cleanup_errors=True) as folder:
+    with Scratch("k", place) as folder:
         own = {"transport": transport, "_ip_default": lambda self: os.path.join(folder, "k")}
         manager = type("PrivateKernelManager", (AsyncKernelManager,), own)
         yield {"kernel_manager_class": manager, "extra_arguments": ["--log-level=CRITICAL"]}
@@ -265,4 +274,14 @@ def _headless() -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    try:
+        print(line, flush=True)
+    except OSError:  # whoever read along has gone; the run goes on
+        hush()
+
+
+def hush() -> None:
+    """What is still printed goes nowhere: the other end of the pipe is closed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

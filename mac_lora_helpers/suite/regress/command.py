@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", metavar="FILE", default=CASES, type=Path, help="the cases, in YAML (default: the project's own)")
     parser.add_argument("-k", dest="names", action="append", default=[], metavar="NAME", help="cases whose name holds this")
     parser.add_argument("--report", metavar="DIR", type=Path, help="folder for the runs and junit.xml")
+    parser.add_argument("--notebooks", metavar="DIR", type=Path, help="other notebooks than the project's own")
     parser.add_argument("--jobs", default=1, type=int, metavar="N", help="cases at once")
     parser.add_argument("--update", action="store_true", help="take the figures of the cases that passed as the new baselines")
     parser.add_argument("--reason", metavar="TEXT", default="", help="why the baselines change; kept in the baseline files")
@@ -57,7 +58,7 @@ def regress(arguments: argparse.Namespace) -> int:
     folder = arguments.report or Path(f"outputs/regression/{datetime.now(UTC):%Y-%m-%d_%H%M%S}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("the report folder is not empty", where=f"--report {folder}", fix="name a new one")
-    results = run_cases(cases, folder, arguments.jobs)
+    results = run_cases(cases, folder, arguments.jobs, arguments.notebooks)
     if arguments.update:
         for case in cases:
             if results[case.name].status == "passed":
@@ -67,7 +68,7 @@ def regress(arguments: argparse.Namespace) -> int:
     return _tell(rows, results, folder)
 
 
-def run_cases(cases: Sequence[Case], folder: Path, jobs: int) -> dict[str, Result]:
+def run_cases(cases: Sequence[Case], folder: Path, jobs: int, notebooks: Path | None = None) -> dict[str, Result]:
     """Every case's result; a case starts when the one that it starts from has passed. Ctrl-C stops what runs."""
     ends: dict[str, Future[Result]] = {}
 
@@ -75,7 +76,7 @@ def run_cases(cases: Sequence[Case], folder: Path, jobs: int) -> dict[str, Resul
         if case.after and ends[case.after].result().status != "passed":
             return Result("skipped", f"not run: {case.after}, which it starts from, did not pass")
         print(f"▶ {case.name}", flush=True)
-        result = run_case(case, folder / case.name, folder / case.after / RUN if case.after else None)
+        result = run_case(case, folder / case.name, folder / case.after / RUN if case.after else None, notebooks=notebooks)
         print(f"  {case.name}: {result.status} after {result.seconds:.0f} s", flush=True)
         return result
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,40 +32,41 @@ class Result:
     cost: dict[str, float] = field(default_factory=dict)
 
 
-def run_case(case: Case, folder: Path, start: Path | None, env: dict[str, str] | None = None) -> Result:
+def run_case(case: Case, folder: Path, start: Path | None, env: dict[str, str] | None = None, notebooks: Path | None = None) -> Result:
     """Runs a case's notebooks into ``folder/run`` and waits for them; Ctrl-C stops them.
 
     Args:
         start: run directory to start from: what the notebooks before the case's own made there is copied.
-        env: added to the environment of the process.
+        env: added to the environment of the process. notebooks: other notebooks than the project's own.
     """
     shutil.rmtree(folder, ignore_errors=True)
     RunDir(folder / RUN).claim()
     if start is not None:
         _copy_earlier(start, folder / RUN, int(case.notebooks[0]))
     cost, begin = {"reference_seconds": reference_seconds(), "cpu_seconds": 0.0}, time.monotonic()
-    status = _wait(case, folder, _start(case, folder, case.notebooks, env), begin, cost, env)
+    start_process = functools.partial(_start, case, folder, env=env, own=notebooks)
+    status = _wait(case, folder, start_process, begin, cost)
     text = portable((folder / "stderr.txt").read_text(encoding="utf-8", errors="replace")).strip()
     words = {"passed": "", "timeout": f"not done after {case.timeout:g} s"}
     message = words.get(status, "\n".join(text.splitlines()[-12:]) or "it ended without a word")
     return Result(status, message, time.monotonic() - begin, cost)
 
 
-def _start(case: Case, folder: Path, notebooks: tuple[str, ...], env: dict[str, str] | None) -> subprocess.Popen[bytes]:
+def _start(case: Case, folder: Path, notebooks: tuple[str, ...], env: dict[str, str] | None, own: Path | None) -> subprocess.Popen[bytes]:
     values = {"preset": case.preset, **case.parameters}
     command = [sys.executable, "-m", "mac_lora_helpers", "run", "--run-dir", os.path.relpath(folder / RUN)]
     command += [part for name, value in values.items() for part in ("-p", name, str(value))]
-    command += [part for number in notebooks for part in ("--only", number)]
+    command += [part for number in notebooks for part in ("--only", number)] + (["--notebooks", str(own)] if own else [])
     with (folder / "stdout.txt").open("ab") as out, (folder / "stderr.txt").open("ab") as err:
         environment = _environment() | (env or {})
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True)
 
 
 def _wait(
-    case: Case, folder: Path, process: subprocess.Popen[bytes], begin: float, cost: dict[str, float], env: dict[str, str] | None
+    case: Case, folder: Path, start: Callable[[tuple[str, ...]], subprocess.Popen[bytes]], begin: float, cost: dict[str, float]
 ) -> str:
     """passed, failed or timeout. A case with ``kill_at`` is killed when that file appears, and its unfinished notebooks are run again."""
-    killed = not case.kill_at
+    killed, process = not case.kill_at, start(case.notebooks)
     try:
         while True:
             pid, code, usage = os.wait4(process.pid, os.WNOHANG)
@@ -77,7 +80,7 @@ def _wait(
                 kill(process.pid)
                 process.wait()
                 killed, done = True, _passed(folder / RUN)
-                process = _start(case, folder, tuple(number for number in case.notebooks if number not in done), env)
+                process = start(tuple(number for number in case.notebooks if number not in done))
             time.sleep(0.05)
     finally:
         if process.returncode is None:

@@ -63,7 +63,7 @@ class Project:
         (self.folder / "cases.yaml").write_text(textwrap.dedent(text))
 
     def regress(self, *arguments: str, report: str = "report") -> int:
-        return main(["regress", "--cases", "cases.yaml", "--report", report, *arguments])
+        return main(["regress", "--cases", "cases.yaml", "--notebooks", "notebooks", "--report", report, *arguments])
 
     def tests(self, report: str = "report") -> dict[str, dict[str, str]]:
         """Case → test → ``passed`` or the message of its failure, from junit.xml."""

@@ -84,7 +84,8 @@ def test_a_killed_case_goes_on_where_it_was(project):
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_interrupted_it_stops_its_cases(project, jobs):
     project.note(2, "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(600)")
-    command = [sys.executable, "-m", "mac_lora_helpers", "regress", "--cases", "cases.yaml", "--report", "report", "--jobs", jobs]
+    command = [sys.executable, "-m", "mac_lora_helpers", "regress", "--cases", "cases.yaml", "--jobs", jobs]
+    command += ["--report", "report", "--notebooks", "notebooks"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     end = time.monotonic() + 300
     while not (project.folder / "begun").exists():

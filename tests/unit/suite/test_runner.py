@@ -51,7 +51,7 @@ def outputs(notebook):
 
 def test_all_five_in_order_with_typed_parameters(project, capsys):
     folder, _ = project
-    assert main(["run", "-p", "max_steps", "7"]) == 0  # nothing to sum up: said, not raised
+    assert main(["run", "--notebooks", "notebooks", "-p", "max_steps", "7"]) == 0  # nothing to sum up: said, not raised
     assert [entry["name"] for entry in record(folder)["notebooks"]] == list(NOTEBOOKS)
     assert record(folder)["status"] == "passed"
     assert record(folder)["parameters"] == {"max_steps": 7}
@@ -62,7 +62,7 @@ def test_all_five_in_order_with_typed_parameters(project, capsys):
 def test_a_failed_notebook_stops_the_run_and_says_where(project, capsys):
     folder, write = project
     write(2, "1", "raise ValueError('first line\\nthe last line')")
-    assert main(["run"]) == 1
+    assert main(["run", "--notebooks", "notebooks"]) == 1
     told = capsys.readouterr().err
     assert "the last line" in told
     assert "02_data_formatting, In [4]: raise ValueError" in told
@@ -74,7 +74,7 @@ def test_a_failed_notebook_stops_the_run_and_says_where(project, capsys):
 def test_a_user_error_keeps_its_place_and_fix(project, capsys):
     _, write = project
     write(1, "from mac_lora_helpers.errors import InputError\nraise InputError('not JSON', where='a.jsonl, line 2', fix='mend the line')")
-    assert main(["run"]) == 1
+    assert main(["run", "--notebooks", "notebooks"]) == 1
     told = capsys.readouterr().err
     assert "not JSON" in told
     assert "a.jsonl, line 2" in told
@@ -86,7 +86,7 @@ def test_a_cell_that_exits_quietly_is_a_failure(project):
     folder, write = project
     write(1, "import sys; sys.exit(0)", "print('never')")
     with pytest.raises(NotebookFailed, match="not every cell"):
-        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     assert record(folder)["status"] == "failed"
 
 
@@ -94,7 +94,7 @@ def test_a_killed_kernel_is_told(project):
     _, write = project
     write(1, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(NotebookFailed, match="Kernel died"):
-        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
 
 
 def test_nothing_stored_holds_home_or_token(project, monkeypatch):
@@ -103,7 +103,7 @@ def test_nothing_stored_holds_home_or_token(project, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", SECRET)
     write(1, "import os\nprint(os.path.expanduser('~/x'), os.environ['HF_TOKEN'])", "raise RuntimeError(os.path.expanduser('~/y'))")
     with pytest.raises(NotebookFailed):
-        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     for path in (folder / "outputs").rglob("*"):
         if path.is_file():
             assert str(folder) not in path.read_text(), path
@@ -115,21 +115,21 @@ def test_two_runs_at_once_in_one_folder_have_kernels_of_their_own(project):
     """Their sockets are not in the folder, where each would find the other's."""
     folder, write = project
     write(1, "import os; print(sorted(os.listdir()))")
-    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     assert outputs(executed(folder, 1)) == "['notebooks', 'outputs']\n"
 
 
 def test_many_prints_are_one_output(project):
     folder, write = project
     write(1, "for i in range(60): print(i, flush=True)")
-    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     assert len(executed(folder, 1).cells[-1].outputs) == 1
 
 
 def test_the_kernel_knows_that_it_is_headless(project):
     folder, write = project
     write(1, "import os; print(os.environ['MAC_LORA_HEADLESS'])")
-    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+    run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     assert outputs(executed(folder, 1)) == "1\n"
     assert "MAC_LORA_HEADLESS" not in os.environ
 
@@ -191,7 +191,8 @@ def test_a_value_that_begins_with_a_dash_is_a_value(capsys):
 def test_stopping_leaves_a_true_record_and_no_half_notebook(project):
     folder, write = project
     write(1, "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(60)")
-    process = subprocess.Popen([sys.executable, "-m", "mac_lora_helpers", "run"], cwd=folder, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "mac_lora_helpers", "run", "--notebooks", "notebooks"]
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     _until(lambda: (folder / "begun").exists())
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130
@@ -227,7 +228,7 @@ def test_an_interrupted_run_says_nothing_of_a_task_that_nobody_waited_for(projec
     monkeypatch.setattr(logging.getLogger("asyncio"), "level", logging.NOTSET)
     monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: asyncio.run(interrupted()))
     with pytest.raises(KeyboardInterrupt):
-        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], progress=False)
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], progress=False, notebooks="notebooks")
     gc.collect()
     assert "Kernel died" not in caplog.text
     logging.getLogger("asyncio").setLevel(logging.NOTSET)

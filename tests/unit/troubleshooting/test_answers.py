@@ -77,7 +77,7 @@ def project(tmp_path, monkeypatch):
 def test_a_headless_run_tells_it_and_keeps_the_original(project, capsys):
     folder, write = project
     write(CONFIGURED, "try:\n    bytearray(1 << 60)\nexcept MemoryError as error:\n    raise RuntimeError('no batch') from error")
-    assert main(["run", "--only", "01"]) == 1
+    assert main(["run", "--only", "01", "--notebooks", "notebooks"]) == 1
     told = capsys.readouterr().err
     assert "RuntimeError: no batch" in told
     assert "shorten `max_seq_length`" in told
@@ -96,7 +96,7 @@ def test_a_cell_before_the_config_is_recognised_by_its_text(project):
     _, write = project
     write("from transformers.utils.versions import require_version\nrequire_version('numpy>=99')")
     with pytest.raises(NotebookFailed) as caught:
-        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     assert caught.value.known.key == "versions"
 
 
@@ -107,7 +107,7 @@ def test_what_happens_to_the_kernel(project, source, key):
     _, write = project
     write(CONFIGURED, source)
     with pytest.raises(NotebookFailed) as caught:
-        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]])
+        run_suite(resolve({}, {}), {}, [NOTEBOOKS[0]], notebooks="notebooks")
     assert caught.value.known.key == key
 
 
