@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from mac_lora_helpers.files import Scratch
+
 #: Rows that are read or written together.
 BATCH = 256
-_PREFIX = "mac-lora-data-"
 
 
 @dataclass(frozen=True)
@@ -48,22 +46,9 @@ class Example:
 
 def scratch_folder(owner: object) -> Path:
     """A temporary folder that goes when ``owner`` does; those of processes that were killed go now."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if (pid := left.name.removeprefix(_PREFIX).split("-")[0]).isdigit() and not _alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")
-    weakref.finalize(owner, shutil.rmtree, folder, True)
-    return Path(folder)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
+    scratch = Scratch("data")
+    weakref.finalize(owner, scratch.close)
+    return scratch.path
 
 
 class RowStore:
