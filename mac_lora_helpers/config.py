@@ -331,7 +331,7 @@ class Config(BaseModel):
         root = Path(self.out_dir).expanduser().absolute()
         own = [root.resolve() / name for name in ("adapter", "checkpoints")]
         inputs = [(name, path) for name, path in self.inputs() if name != "adapter_dir" or not _is_below(Path(path).resolve(), root, own)]
-        refuse_inputs(root, inputs, [path for path, _ in ARTIFACTS.values()])
+        refuse_inputs(root, inputs, sorted((path for path, _ in ARTIFACTS.values()), key=len, reverse=True))
 
     def consents(self) -> list[str]:
         """What this run may do beside reading and computing, each in one line."""

@@ -246,13 +246,14 @@ def atomic_folder(path: Path, needs: int | None = None) -> Iterator[Path]:
 
 
 class Scratch:
-    """A temporary folder that goes with its object, at the latest with its process; what a killed one left, the next one sweeps.
+    """A temporary folder that goes with its owner, at the latest with its process; what a killed one left, the next one sweeps.
 
     Args:
         purpose: a word in its name. place: where; by default the system's folder for such things.
+        owner: the object that it goes with; by default this one.
     """
 
-    def __init__(self, purpose: str, place: str | None = None) -> None:
+    def __init__(self, purpose: str, place: str | None = None, owner: object | None = None) -> None:
         where = Path(place or tempfile.gettempdir())
         sweep_scratch(where)
         with disk_errors(where / SCRATCH):
@@ -260,7 +261,7 @@ class Scratch:
         handle = os.open(self.path, os.O_RDONLY)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.close = weakref.finalize(self, _forget, self.path, handle)
+        self.close = weakref.finalize(self if owner is None else owner, _forget, self.path, handle)
 
     def __enter__(self) -> Path:
         return self.path

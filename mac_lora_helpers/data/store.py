@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +45,7 @@ class Example:
 
 def scratch_folder(owner: object) -> Path:
     """A temporary folder that goes when ``owner`` does; those of processes that were killed go now."""
-    scratch = Scratch("data")
-    weakref.finalize(owner, scratch.close)
-    return scratch.path
+    return Scratch("data", owner=owner).path
 
 
 class RowStore:

@@ -151,3 +151,29 @@ def light(whole, tmp_path) -> Made:
 def other(whole) -> Made:
     """Another finished run, with other data and another seed; not to be changed."""
     return whole[1]
+
+
+#: Code that comes with a model and leaves a mark when it runs.
+REMOTE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+pathlib.Path({mark!r}).touch()
+from transformers import Qwen2Config, Qwen2ForCausalLM
+class OwnConfig(Qwen2Config):
+    model_type = "own_with_code"
+class OwnModel(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def model_with_code(tmp_path):
+    """A model folder that brings its own Python code, which leaves a mark when it runs."""
+    from tiny import tiny_model
+
+    folder, mark = tiny_model(tmp_path / "model"), tmp_path / "code-ran"
+    (folder / "own.py").write_text(REMOTE.format(mark=str(mark)))
+    settings = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**settings, "model_type": "own_with_code", "auto_map": classes}))
+    return folder, mark
