@@ -142,6 +142,19 @@ def _from_files(patterns: list[str]) -> Source:
     return Source(listed([portable(pattern) for pattern in patterns], 4, width=200), "files", parts, form, notes)
 
 
+def data_paths(patterns: list[str]) -> list[Path]:
+    """The files that the patterns name, each once, and folders that ``save_to_disk`` wrote.
+
+    Raises:
+        DataError: something is not there.
+    """
+    problems = Problems()
+    paths = _expand(patterns, problems)
+    if problems.errors:
+        raise DataError.of("the data files cannot be used", problems)
+    return paths
+
+
 def _expand(patterns: list[str], problems: Problems) -> list[Path]:
     """Paths that the patterns name, each once, globs and the files of folders in sorted order."""
     paths: dict[Path, None] = {}

@@ -18,6 +18,7 @@ from mac_lora_helpers import __version__
 from mac_lora_helpers.adapter import Adapter
 from mac_lora_helpers.artifacts import ARTIFACTS, RunDir
 from mac_lora_helpers.config import EMBEDDED, Config
+from mac_lora_helpers.data.tokenizer import template_arguments
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.export.card import rows
 from mac_lora_helpers.redaction import portable
@@ -189,6 +190,7 @@ def _by_hand(run: RunDir) -> dict[str, Any]:
 def _usage(config: Config, base: Base, kinds: list[str], chat: bool) -> dict[str, Any]:
     """How to load and ask what is published; texts as literals, which are the same in JSON and Python."""
     name = repo_name(config)
+    more = "".join(f", {key}={value!r}" for key, value in template_arguments(config).items() if key != "today")
     repo, prompt = name if "/" in name else f"{NOBODY}/{name}", json.dumps(config.prompt, ensure_ascii=False)
     return {
         **base.values(),
@@ -197,7 +199,8 @@ def _usage(config: Config, base: Base, kinds: list[str], chat: bool) -> dict[str
         "repo": repo,
         "repo_literal": json.dumps(repo),
         "prompt_quoted": shlex.quote(" ".join(config.prompt.split())),
-        "ask": _ASK[chat].format(prompt=prompt) + _ANSWER.format(tokens=config.max_new_tokens),
+        "ask": _ASK[chat].format(prompt=prompt).replace("generation_prompt=True", f"generation_prompt=True{more}")
+        + _ANSWER.format(tokens=config.max_new_tokens),
     }
 
 

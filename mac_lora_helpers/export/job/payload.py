@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import io
 import zipfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from mac_lora_helpers.artifacts import NOTEBOOKS
 from mac_lora_helpers.config import EMBEDDED, EMBEDDED_DIR, Config
+from mac_lora_helpers.data.sources import data_paths
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.export.hub import secrets
 from mac_lora_helpers.files import portable
@@ -46,9 +46,9 @@ def inputs_of(config: Config) -> tuple[dict[str, Path], dict[str, str]]:
         files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in secrets.texts_of(folder)}
         changed["model_id"] = name
     if config.data_patterns:
-        data = _data_files(config.data_patterns)
+        data, names = _data_files(config.data_patterns)
         files |= data
-        changed["data_files"] = ", ".join(data)
+        changed["data_files"] = ", ".join(names)
     _refuse(files)
     return files, changed
 
@@ -58,15 +58,19 @@ def _embedded(config: Config) -> list[Path]:
     return [path for name, used in folders if used for path in secrets.texts_of(EMBEDDED_DIR / name)]
 
 
-def _data_files(patterns: list[str]) -> dict[str, Path]:
-    """Every data file once, in order, under a name of its own without a comma, which separates names in ``data_files``."""
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        paths = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        if not paths:
-            raise InputError("a data file is missing", where=portable(pattern), fix="the job takes the files that 02 read: put them back")
-        found.update(dict.fromkeys(map(Path, paths)))
-    return {f"inputs/data-{number}/{path.name.replace(',', '_')}": path for number, path in enumerate(found)}
+def _data_files(patterns: list[str]) -> tuple[dict[str, Path], list[str]]:
+    """Every data file once, in order, under a name of its own without a comma, which separates names in ``data_files``; those names.
+
+    An address stays one: the job reads it from there.
+    """
+    local = [pattern for pattern in patterns if "://" not in pattern]
+    found, names = {}, [pattern for pattern in patterns if "://" in pattern]
+    for number, path in enumerate(data_paths(local)):
+        name = f"inputs/data-{number}/{path.name.replace(',', '_')}"
+        names.append(name)
+        inside = [part for part in path.rglob("*") if part.is_file()]
+        found |= {f"{name}/{part.relative_to(path).as_posix()}": part for part in inside} if path.is_dir() else {name: path}
+    return found, names
 
 
 def _refuse(files: dict[str, Path]) -> None:
