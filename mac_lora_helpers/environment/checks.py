@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,10 +17,9 @@ from mac_lora_helpers.text import binary_size as size
 #: torch's allocator on MPS, read in its source (MPSAllocator.h): shares of Metal's recommended working set.
 HIGH_DEFAULT, LOW_DEFAULT, HIGH_LIMIT = 1.7, 1.4, 2.0
 HIGH, LOW, FALLBACK = "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_LOW_WATERMARK_RATIO", "PYTORCH_ENABLE_MPS_FALLBACK"
-NEW_ENVIRONMENT = "rm -rf .venv && make demo"
 ARM_PYTHON = (
     "install an arm64 Python (from python.org, or `arch -arm64 brew install python@3.11`), open a Terminal that does not run under "
-    "Rosetta (`arch` prints arm64), then: " + NEW_ENVIRONMENT
+    "Rosetta (`arch` prints arm64), then: rm -rf .venv && make demo"
 )
 #: The way out where this machine cannot train.
 ELSEWHERE = "train on HF Jobs or another cloud GPU (`hf jobs uv run`), or on a Mac with Apple Silicon"
@@ -65,21 +63,9 @@ def fail(name: str, detail: str, fix: str) -> Check:
 # The machine
 
 
-def check_python(machine: Machine, requires_python: str | None) -> Check:
-    """The interpreter's version against the range in the project's metadata."""
-    detail = f"Python {machine.python} ({machine.machine})" + (f"; needed is {requires_python}" if requires_python else "")
-    try:
-        from packaging.specifiers import SpecifierSet
-    except ImportError:  # a finding of its own
-        return ok("Python", detail)
-    if requires_python and not SpecifierSet(requires_python).contains(machine.python.rstrip("+"), prereleases=True):
-        return fail("Python", detail, f"install Python {requires_python}, then: {NEW_ENVIRONMENT}")
-    return ok("Python", detail)
-
-
 def check_platform(machine: Machine) -> list[Check]:
     """Where the suite is at home, the chip, and macOS."""
-    no_torch = "and torch has no wheels for it since version 2.3"
+    python, no_torch = f"Python {machine.python} ({machine.machine})", "and torch has no wheels for it since version 2.3"
     if machine.rosetta:
         return [
             fail("Platform", f"an x86_64 Python under Rosetta on {machine.chip}: it has no MPS, {no_torch}", ARM_PYTHON),
@@ -88,9 +74,9 @@ def check_platform(machine: Machine) -> list[Check]:
     if machine.intel_mac:
         return [fail("Platform", f"an Intel Mac ({machine.chip}): no MPS, {no_torch}", ELSEWHERE), _macos(machine)]
     if machine.is_mac:
-        return [ok("Platform", f"{machine.chip}, {machine.gpu_cores or 'unknown'} GPU cores"), _macos(machine)]
+        return [ok("Platform", f"{machine.chip}, {machine.gpu_cores or 'unknown'} GPU cores; {python}"), _macos(machine)]
     if machine.system == "Linux":
-        return [ok("Platform", f"Linux, {machine.chip}: what is said of Macs does not apply")]
+        return [ok("Platform", f"Linux, {machine.chip}; {python}; what is said of Macs does not apply")]
     return [fail("Platform", f"{machine.system} is not supported", "use macOS, or Linux (on Windows: `wsl --install`)")]
 
 
@@ -131,36 +117,21 @@ def memory_guidance(total: int) -> tuple[str, float]:
 
 
 def check_variables(machine: Machine, env: Mapping[str, str]) -> list[Check]:
-    """MPS's fallback and watermarks, by the rules of torch's source; nothing elsewhere."""
-    return [_fallback(env.get(FALLBACK)), _watermarks(env.get(HIGH), env.get(LOW))] if machine.is_mac else []
-
-
-def _fallback(value: str | None) -> Check:
-    number = re.match(r"\s*([+-]?\d+)", "0" if value is None else value)
-    if number is None:  # torch hands the text to std::stoi while it is imported (MPSFallback.mm)
-        detail = f"{value!r} is no whole number, and torch may not even import with it"
-        return fail(FALLBACK, detail, f"export {FALLBACK}=1, or: unset {FALLBACK}")
-    if int(number[1]) == 0:
-        return ok(FALLBACK, "off: an operation that MPS lacks stops the run and is named; set to 1 it runs on the CPU instead, slower")
-    return ok(FALLBACK, f"{value}: operations that MPS lacks run on the CPU, which is slower and hides which ones they are")
-
-
-def _watermarks(asked_high: str | None, asked_low: str | None) -> Check:
-    """The allocator's limits: 0 ≤ high ≤ 2, low at most high, 0 for no limit."""
-    unset = f"unset {HIGH} {LOW}"
+    """What a user set for MPS, by the rules of torch's source: 0 ≤ low ≤ high ≤ 2, a high of 0 for no limit, the fallback a number."""
+    told = ", ".join(f"{name}={env[name]}" for name in (HIGH, LOW, FALLBACK) if name in env)
+    if not machine.is_mac or not told:
+        return []
     try:
-        high, low = float(asked_high or HIGH_DEFAULT), float(asked_low or LOW_DEFAULT)
+        high, low, _ = float(env.get(HIGH) or HIGH_DEFAULT), float(env.get(LOW) or LOW_DEFAULT), int(env.get(FALLBACK, "0"))
     except ValueError:
-        high = low = -1.0
-    if not 0 <= high <= HIGH_LIMIT:
-        return fail(HIGH, f"high {asked_high}, low {asked_low}: torch refuses anything but numbers from 0 to {HIGH_LIMIT:g}", unset)
-    if not 0 <= low <= (high or HIGH_LIMIT):
-        detail = f"{high:g} is below the low watermark {low:g}: torch stops with 'invalid low watermark ratio {low:g}'"
-        return fail(HIGH, detail, f"export {LOW}={high:g}, or: {unset}")
+        return [fail("MPS variables", f"{told}: not a number, and torch may not even import with it", f"unset {HIGH} {LOW} {FALLBACK}")]
+    if not 0 <= high <= HIGH_LIMIT or not 0 <= low <= (high or HIGH_LIMIT):
+        detail = f"{told}: torch stops with 'invalid low watermark ratio' unless 0 ≤ low ({low:g}) ≤ high ({high:g}) ≤ {HIGH_LIMIT:g}"
+        return [fail("MPS variables", detail, f"export {LOW}={min(max(high, 0), HIGH_LIMIT):g}, or: unset {HIGH} {LOW}")]
     if high == 0:
-        return warn(HIGH, "0.0: no limit; a run that is too large swaps and can make the whole Mac unresponsive", f"unset {HIGH}")
-    state = f"{high:g}" if asked_high else "not set"
-    return ok(HIGH, f"{state}: torch stops with an out-of-memory error at {high:g} times Metal's recommended working set")
+        detail = f"{told}: no limit; a run that is too large swaps and can make the whole Mac unresponsive"
+        return [warn("MPS variables", detail, f"unset {HIGH}")]
+    return [ok("MPS variables", f"{told}; operations that MPS lacks run on the CPU, slower, where the fallback is 1")]
 
 
 # torch

@@ -135,7 +135,7 @@ def read_packages(probe: Probe | None = None) -> list[Package]:
         return []
     platform = {"sys_platform": "darwin" if probe.system()["system"] == "Darwin" else "linux"}
     packages: dict[str, Package] = {}
-    for wanted in map(Requirement, (probe.metadata() or {}).get("requires", [])):
+    for wanted in map(Requirement, probe.requirements()):
         applies = {extra: wanted.marker is None or wanted.marker.evaluate({"extra": extra, **platform}) for extra in ("", *OPTIONAL_EXTRAS)}
         if any(applies.values()):
             packages.setdefault(wanted.name, _package(wanted, applies[""], probe.version(wanted.name)))

@@ -114,12 +114,12 @@ class Probe:
         except Exception:
             return None
 
-    def metadata(self) -> dict[str, Any] | None:
-        """``requires`` (requirement lines, extras marked) and ``requires_python`` of this project."""
-        with contextlib.suppress(Exception):
-            found = importlib.metadata.metadata(DISTRIBUTION)
-            return {"requires": found.get_all("Requires-Dist") or [], "requires_python": found["Requires-Python"]}
-        return None
+    def requirements(self) -> list[str]:
+        """This project's requirement lines, extras marked; empty where its metadata is missing."""
+        try:
+            return importlib.metadata.requires(DISTRIBUTION) or []
+        except Exception:
+            return []
 
     def torch_facts(self) -> dict[str, Any]:
         """What ``torch_probe.py`` finds out, asked once; a crash, a hang or a broken installation ends up under ``error``."""

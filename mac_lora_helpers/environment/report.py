@@ -84,7 +84,6 @@ def check_environment(config: Config, probe: Probe | None = None, needed: float 
     device, dtype, chosen = checks.device_and_dtype(config, machine, facts)
     needed = needed or memory_needed(model, config, dtype.name)
     questions: dict[str, Callable[[], list[Check]]] = {
-        "Python": lambda: [checks.check_python(machine, (probe.metadata() or {}).get("requires_python"))],
         "Platform": lambda: checks.check_platform(machine),
         "Memory": lambda: [checks.check_memory(machine, needed)],
         "Variables": lambda: checks.check_variables(machine, probe.env),

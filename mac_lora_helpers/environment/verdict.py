@@ -22,7 +22,7 @@ SMALL, CPU_LIMIT = 50e6, 300e6
 #: Metal's recommended working set is about two thirds of the memory of smaller Macs (read), used where torch does not tell.
 METAL_SHARE = 2 / 3
 #: Findings that no setting mends: this interpreter on this machine cannot train.
-FATAL = ("Python", "Platform", "macOS", "torch")
+FATAL = ("Platform", "macOS", "torch")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

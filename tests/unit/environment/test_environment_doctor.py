@@ -25,13 +25,6 @@ def doctor(tmp_path):
     return run
 
 
-def test_torch_uninstalled(doctor):
-    done = doctor(blocked="torch")
-    assert done.returncode == 1
-    assert "torch is not installed" in done.stdout
-    assert "verdict: unsupported" in done.stdout
-
-
 def test_torch_broken_without_home_and_network(doctor, tmp_path):
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libtorch_cpu: symbol not found')")
