@@ -278,12 +278,21 @@ class Config(BaseModel):
         """The value that holds where nothing was typed into a form: the caller's, the environment's or the preset's."""
         value, source = self._given.get(name, (None, ""))
         if name == "preset":
-            self.take_preset(value or type(self).model_fields[name].default)
+            self.take_preset(value or self.preset)
             self._sources[name] = source or "default"
+            self.follow_data()
         elif source:
             self._take(name, value, source)
         else:
             self._take(name, preset_values(self.preset)[name], "preset" if name in PRESETS[self.preset] else "default")
+
+    def follow_data(self) -> None:
+        """Takes the preset that fits the data, where nobody chose one: after a change of the data in a form."""
+        if self.source_of("preset") == "default":
+            wanted = _default_preset({name: getattr(self, name) for name in ("data_files", "dataset_id") if self.asked(name)})
+            if wanted != self.preset:
+                self.take_preset(wanted)
+                self._sources["preset"] = "default"
 
     def _take(self, name: str, value: Any, source: str) -> None:
         setattr(self, name, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class ConfigForm(Shown):
         if name == "out_dir":
             RunDir(value)
         self.config.take_preset(value) if name == "preset" else setattr(self.config, name, value)
+        self.config.follow_data()
         return self._draft(lambda draft: draft.keep(name, getattr(self.config, name)))
 
     def release(self, *names: str) -> None:
@@ -73,6 +75,7 @@ class ConfigForm(Shown):
         said = self._draft(lambda draft: draft.drop(*names))
         for name in names:
             self.config.release(name)
+        self.config.follow_data()
         self.changed(said)
 
     def drop_typed(self) -> None:
@@ -204,8 +207,8 @@ def _limits(name: str) -> str:
 
 
 def _changes(changes: dict[str, Any]) -> str:
-    """``lora_r to 16, max_steps to 200``"""
-    return ", ".join(f"{name} to {plain(value)}" for name, value in changes.items()) or "nothing"
+    """``lora_r to 16, prompt to 'Who?'``"""
+    return ", ".join(f"{name} to {shlex.quote(plain(value))}" for name, value in changes.items()) or "nothing"
 
 
 def _command(text: str) -> str:

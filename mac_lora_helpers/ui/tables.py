@@ -68,11 +68,11 @@ class Table:
         lines = [[visible(MARKS.get(value, (value, ""))[0]).replace("\n", " ⏎ ") for value in row] for row in self.rows]
         widths = [min(60, max(map(len, column))) for column in zip(self.columns, *lines, strict=True)]
         head, *rest = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in [self.columns, *lines])
-        return visible("\n".join(part for part in [self.title, head, "-" * len(head), *rest, self.note] if part))
+        return visible("\n".join(part for part in [self.title, head, "-" * len(head), *(rest or ["none"]), self.note] if part))
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th scope="col" style="{_CELL}">{escape(name)}</th>' for name in self.columns)
-        body = "".join("<tr>" + "".join(_cell(value) for value in row) + "</tr>" for row in self.rows)
+        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in self.rows or [["none"]])
         caption = f"<caption style='text-align:left;font-weight:600;padding:4px 0'>{escape(self.title)}</caption>" if self.title else ""
         note = f"<div {TEXT} style='padding:4px 0'>{escape(self.note)}</div>" if self.note else ""
         table = f"<table style='border-collapse:collapse'>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

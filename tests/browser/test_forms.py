@@ -10,7 +10,7 @@ from browser import lab as jupyter
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 
-TYPED = {"data_files": "rows.jsonl", "max_seq_length": "64", "valid_share": "0.2", "loss_on": "all", "model_id": "embedded"}
+TYPED = {"max_seq_length": "64", "valid_share": "0.2", "loss_on": "all", "model_id": "embedded", "data_files": "rows.jsonl"}
 PRICE = "It is $5 for tea and $10 for cake \x1b[31m"
 
 # The tests stand in an order: each goes on where the one before it stopped.

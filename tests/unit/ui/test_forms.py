@@ -133,6 +133,17 @@ def test_a_preset_changes_what_nobody_set_and_says_it_before_and_after(opened):
     assert opened({"seed": 9})[0].model_dump() == config.model_dump()
 
 
+def test_with_rows_of_ones_own_the_recipe_is_the_real_one_at_once_and_at_run_all(opened):
+    config, form = opened(names=[*NAMES, "data_files"])
+    type_into(form, data_files="mine.jsonl", lora_r=4)
+    assert (config.preset, config.model_id, config.lora_r) == ("local", preset_values("local")["model_id"], 4)
+    assert opened()[0].model_dump() == config.model_dump()
+    form.fields["data_files"].reset.click()
+    assert (config.preset, config.model_id) == ("smoke", "embedded")
+    type_into(form, data_files="mine.jsonl", preset="smoke")
+    assert (config.preset, config.model_id) == ("smoke", "embedded")
+
+
 def test_another_run_directory_is_taken_at_run_all_and_a_foreign_one_refused(opened, tmp_path):
     config, form = opened()
     type_into(form, out_dir="outputs/other", max_steps=7)

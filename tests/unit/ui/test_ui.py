@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mac_lora_helpers import ui
-from mac_lora_helpers.ui.picture import Picture
+from mac_lora_helpers.ui.figures import Picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'single'"
 
