@@ -11,21 +11,22 @@ from mac_lora_helpers.artifacts import NOTEBOOKS
 from mac_lora_helpers.config import EMBEDDED, EMBEDDED_DIR, Config
 from mac_lora_helpers.data.sources import data_paths
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.export.hub import secrets
+from mac_lora_helpers.export.hub import scan
 from mac_lora_helpers.files import portable
 
 PACKAGE = Path(__file__).parents[2]
 #: The room that the job does not use.
 _AT_HOME = ("suite",)
+#: Code, and the texts that it reads: failures, refusals, the card, the conversations.
+_SOURCE = ("*.py", "*.toml", "*.jinja", "evaluation/*.jsonl")
 #: Local models and data up to this size travel with the job; larger ones belong on the Hub.
 LARGEST_INPUTS = 64 * 2**20
 
 
 def package_zip() -> bytes:
     """The package's source as a zip, the same bytes for the same source."""
-    files = [
-        path for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")]) if path.relative_to(PACKAGE).parts[0] not in _AT_HOME
-    ]
+    paths = [path for kind in _SOURCE for path in PACKAGE.rglob(kind)]
+    files = sorted(path for path in paths if path.relative_to(PACKAGE).parts[0] not in _AT_HOME)
     notebook = f"notebooks/{NOTEBOOKS[2]}.ipynb"
     named = {f"{PACKAGE.name}/{path.relative_to(PACKAGE).as_posix()}": path for path in files}
     return zip_of({**named, notebook: PACKAGE.parent / notebook})
@@ -43,7 +44,7 @@ def inputs_of(config: Config) -> tuple[dict[str, Path], dict[str, str]]:
         files |= {f"{PACKAGE.name}/smoke/{path.relative_to(EMBEDDED_DIR).as_posix()}": path for path in _embedded(config)}
     if config.model_id != EMBEDDED and (folder := Path(config.model_path)).is_dir():
         name = f"inputs/{folder.resolve().name}"
-        files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in secrets.texts_of(folder)}
+        files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in scan.texts_of(folder)}
         changed["model_id"] = name
     if config.data_patterns:
         data, names = _data_files(config.data_patterns)
@@ -55,7 +56,7 @@ def inputs_of(config: Config) -> tuple[dict[str, Path], dict[str, str]]:
 
 def _embedded(config: Config) -> list[Path]:
     folders = [("model", config.model_id == EMBEDDED), ("data", not config.data_files and config.dataset_id == EMBEDDED)]
-    return [path for name, used in folders if used for path in secrets.texts_of(EMBEDDED_DIR / name)]
+    return [path for name, used in folders if used for path in scan.texts_of(EMBEDDED_DIR / name)]
 
 
 def _data_files(patterns: list[str]) -> tuple[dict[str, Path], list[str]]:
@@ -82,10 +83,10 @@ def _refuse(files: dict[str, Path]) -> None:
             where=portable(str(largest)),
             fix="put the model or the data set on the Hub (private is fine) and use its id as model_id or dataset_id",
         )
-    findings = secrets.scan_files(files.values(), Path("/"), secrets.known_secrets())
+    known = scan.known_secrets()
+    findings = [finding for path in files.values() for finding in scan.scan_files([path], path.parent, known)]
     if findings:
-        fix = "remove it (and revoke it), make the data again with 02, then write the job again"
-        listed = ", ".join(f"{Path(finding.path).name}, line {finding.line}: {finding.kind}" for finding in findings[:5])
+        fix, listed = "remove it (and revoke it), make the data again with 02, then write the job again", ", ".join(findings[:5])
         raise CheckFailed("a file that the job would carry holds what looks like a secret", where=listed, fix=fix)
 
 

@@ -10,7 +10,8 @@ from tiny import tiny_model, tiny_tokenizer
 
 from mac_lora_helpers import evaluation
 from mac_lora_helpers.adapter import WEIGHTS
-from mac_lora_helpers.errors import CheckFailed, InputError
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
 
 
 @pytest.fixture
@@ -119,6 +120,14 @@ def test_an_adapter_that_names_another_base_is_reported(own, model_folder):
     edit_json(own.path("adapter") / "adapter_config.json", base_model_name_or_path="someone/another-model")
     trained = evaluation.load(own, resolved(model_folder))
     assert any("someone/another-model" in finding for finding in trained.findings)
+
+
+def test_an_unfinished_training_is_named(tmp_path, own, model_folder):
+    with RunDir(tmp_path / "first").begin(3, keep=True) as stage, pytest.raises(MissingArtifact, match="is not finished"):
+        evaluation.load(stage, resolved(model_folder))
+    stage = own.begin(3, keep=True)
+    assert "A newer training in this run directory is not finished" in " ".join(evaluation.load(own, resolved(model_folder)).findings)
+    stage.discard()
 
 
 def test_a_run_of_its_own_has_nothing_to_report(trained):

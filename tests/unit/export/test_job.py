@@ -298,7 +298,7 @@ def test_a_secret_in_the_data_does_not_travel(made, tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": f"key {TOKEN}"}) + "\n")
     config.data_files = str(tmp_path / "rows.jsonl")
     run.write_json("train_config", {"config": config.model_dump()})
-    with pytest.raises(CheckFailed, match=r"rows\.jsonl, line 1: Hugging Face token") as error:
+    with pytest.raises(CheckFailed, match=r"rows\.jsonl, row 1: Hugging Face token") as error:
         write_job(run, config)
     assert TOKEN not in str(error.value)
     assert not run.has("job")
