@@ -12,7 +12,6 @@ from mac_lora_helpers.artifacts import RunDir, adapter_digest
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact, UserError, first_line
 from mac_lora_helpers.model import check_base, tensor_shapes
-from mac_lora_helpers.placing import building_of
 from mac_lora_helpers.redaction import portable
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -45,7 +44,7 @@ class Adapter:
         asked = config.adapter_dir.strip()
         if asked:
             return cls.read(_named_folder(asked), asked)
-        if not run.has("adapter") and building_of(run.root, 3).is_dir():
+        if not run.has("adapter") and run.is_unfinished(3):
             what = "the training in this run directory is not finished, so there is no adapter yet"
             raise MissingArtifact(what, where=portable(str(run.root)), fix=f"{_TRAIN}: it goes on from its last checkpoint")
         found = cls.read(run.need("adapter"), "adapter", own=True)

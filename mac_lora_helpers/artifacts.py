@@ -159,6 +159,10 @@ class RunDir:
         self.check_early(number)
         return Stage(self, number, keep)
 
+    def is_unfinished(self, number: int) -> bool:
+        """Whether a notebook's artefacts are still being built; a training that was interrupted waits like that to be gone on with."""
+        return building_of(self.root, number).is_dir()
+
     def check_early(self, number: int) -> None:
         """What a notebook will read at its end is looked at before it begins.
 

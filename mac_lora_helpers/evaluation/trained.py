@@ -16,7 +16,6 @@ from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.model import load_base, stop_tokens, turn_end
-from mac_lora_helpers.placing import building_of
 from mac_lora_helpers.redaction import portable
 
 Which = Literal["base", "tuned"]
@@ -185,7 +184,7 @@ def _findings(tokenizer: Any, adapter: Adapter, config: Config, moved: float) ->
         found.append("The adapter is in place, but its matrices are so small that no logit moved on a short text.")
     if adapter.base and adapter.base not in (config.model_id, config.model_path):
         found.append(f"The adapter says it was trained on {portable(adapter.base)}; it fits, but this is {portable(config.model_id)}.")
-    if adapter.own and building_of(adapter.folder.parent, 3).is_dir():
+    if adapter.own and RunDir(adapter.folder.parent).is_unfinished(3):
         found.append("A newer training in this run directory is not finished: this is the adapter of the one before.")
     end = turn_end(tokenizer)
     if end is not None and end != tokenizer.eos_token_id:
