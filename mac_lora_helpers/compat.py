@@ -1,4 +1,4 @@
-"""Differences between library versions, and nowhere else.
+"""Differences between library versions, here and nowhere else; and the libraries' chatter, switched off.
 
 Each entry says which versions it is for; it goes when pyproject.toml's lower bound has passed them. ``make test-oldest`` and
 ``make test-newest`` run all tests on both ends of the stated ranges.
@@ -25,3 +25,20 @@ def known_warnings() -> Iterator[None]:
         for _, _, message in WARNINGS:
             warnings.filterwarnings("ignore", message=message, category=FutureWarning)
         yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Progress bars and chatter of transformers off inside the block; a notebook step has one output."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with known_warnings():
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -20,7 +20,7 @@ from typing import Any
 
 from mac_lora_helpers import language
 from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.compat import known_warnings
+from mac_lora_helpers.compat import quiet
 from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError, first_line
 from mac_lora_helpers.redaction import portable
@@ -89,8 +89,8 @@ def find_base(config: Config, cached: Callable[[str], str | None] | None = None)
     if path.is_dir():
         try:
             return _recognize(name, path, None)
-        except OSError as error:
-            return Base(name, problem=f"the folder cannot be read: {error.strerror or error}", fix="check its permissions")
+        except (OSError, ImportError) as error:
+            return Base(name, problem=f"the folder cannot be read: {first_line(error)}", fix="check its permissions")
     if path.is_file():
         what = "a GGUF file, which is made to run a model, not to train it" if _is_gguf(path) else "a file, not a model folder"
         return Base(name, problem=f"it is {what}", fix=_ORIGINAL)
@@ -170,15 +170,16 @@ def _recognize(name: str, folder: Path | None, listed: list[str] | None) -> Base
     base = Base(name, folder, settings or {})
     if what := _no_model(folder, names, settings):
         return replace(base, problem=what[0], fix=what[1])
-    base = replace(base, kind=_kind(settings), quantized=_quantization(settings))
+    kind = "vision" if any(key in settings for key in _VISION_KEYS) else "text"
+    base = replace(base, kind=kind, quantized=_quantization(settings))
     if base.quantized:
         what = f"its weights are quantized ({base.quantized})"
         return replace(_counted(base), problem=f"{what}: LoRA here trains on full weights", fix=_ORIGINAL)
     try:
         files = weight_files(folder, names if listed else None)
     except InputError as error:
-        missing = listed == [] and not any(map(_is_pickle, names)) and error.what.startswith("there are no")
-        return base_from_name(name, base) if missing else replace(base, problem=error.what, fix=error.fix)
+        not_here_yet = listed == [] and error.what == "there are no *.safetensors weights"
+        return base_from_name(name, base) if not_here_yet else replace(base, problem=error.what, fix=error.fix)
     return _counted(base) if all(file.is_file() for file in files) else base_from_name(name, base)
 
 
@@ -198,10 +199,6 @@ def _no_model(folder: Path | None, names: set[str], settings: dict[str, Any] | N
         return "its architecture is no causal language model", "name a chat model"
     what = language.problem(settings)
     return (what, language.FIX) if what else None
-
-
-def _kind(settings: dict[str, Any]) -> str:
-    return "vision" if any(key in settings for key in _VISION_KEYS) else "text"
 
 
 def _quantization(settings: dict[str, Any]) -> str:
@@ -231,18 +228,21 @@ def weight_files(folder: Path, names: set[str] | None = None) -> list[Path]:
     index = named if str(named).endswith(".index.json") else None if named or SINGLE in names else INDEX
     mapped = (_read_json(folder / index) or {}).get("weight_map") if index else None
     wanted = sorted(set(map(str, mapped.values()))) if isinstance(mapped, dict) else [str(named)] if named else [SINGLE]
+
+    def refused(what: str, fix: str = _ORIGINAL) -> InputError:
+        return InputError(what, where=portable(str(folder)), fix=fix)
+
+    unopened = "a pickle, which can run code when it is opened; it was not opened"
     if pickles := [name for name in wanted if not name.endswith(".safetensors")]:
-        what = f"its weights are named as {pickles[0]}, a pickle, which can run code when it is opened; it was not opened"
-        raise InputError(what, where=portable(str(folder)), fix=_ORIGINAL)
+        raise refused(f"its weights are named as {pickles[0]}, {unopened}")
     if outside := [name for name in wanted if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise InputError(f"its index names a file outside the folder: {outside[0]}", where=portable(str(folder)), fix=_ORIGINAL)
+        raise refused(f"its index names a file outside the folder: {outside[0]}")
     if not any(name in names for name in wanted):
-        pickles = sorted(filter(_is_pickle, names))
-        what = f"; {pickles[0]} is a pickle, which can run code when it is opened, and was not opened" if pickles else ""
-        fix = _ORIGINAL if pickles else "copy the weights there, or save them with model.save_pretrained(folder)"
-        raise InputError(f"there are no *.safetensors weights{what}", where=portable(str(folder)), fix=fix)
+        if pickles := sorted(filter(_is_pickle, names)):
+            raise refused(f"there are no *.safetensors weights, but {pickles[0]}: {unopened}")
+        raise refused("there are no *.safetensors weights", "copy them there, or save them with model.save_pretrained(folder)")
     if lost := [name for name in wanted if name not in names and not (folder / name).is_file()]:
-        raise InputError(f"{lost[0]} is missing, which its index names", where=portable(str(folder)), fix="copy all files there again")
+        raise refused(f"{lost[0]} is missing, which its index names", "copy all files there again")
     return [folder / name for name in wanted]
 
 
@@ -452,20 +452,3 @@ def readable(config: Config) -> Iterator[None]:
             where="parameter model_id",
             fix="a folder with config.json and *.safetensors weights, or a Hub id within reach (`hf auth login` for a gated one)",
         ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Progress bars and chatter of transformers off inside the block; a notebook step has one output."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with known_warnings():
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

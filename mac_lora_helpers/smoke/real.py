@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers.compat import quiet
 from mac_lora_helpers.errors import CheckFailed, InputError
 
 #: What ``model_id`` says for this model.
@@ -105,7 +106,7 @@ def _unpack(gguf: Path, folder: Path) -> None:
     half = _half(folder)
     half.mkdir()
     (half / "README.md").write_text(_README, encoding="utf-8")
-    with _quiet():
+    with quiet(), open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):  # the GGUF reader's own bar
         _write_model(gguf, half)
         _write_tokenizer(gguf, half)
     os.rename(half, folder)
@@ -141,20 +142,3 @@ def _write_tokenizer(gguf: Path, half: Path) -> None:
     # This class name is known to transformers 4 and 5, and takes tokenizer.json as it stands.
     kept |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192, "clean_up_tokenization_spaces": False}
     path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' progress bars, the GGUF reader's own included."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -43,7 +43,7 @@ ALLOWED = {
     "model": {"artifacts", "compat", "config", "errors", "language", "redaction"},
     "adapter": {"artifacts", "config", "errors", "redaction", "model"},
     "threads": set(),
-    "smoke": {"errors"},
+    "smoke": {"compat", "errors"},
     "environment": GROUND | {"smoke"},
     "data": GROUND | {"smoke"},
     "training": GROUND | {"smoke", "environment", "data"},
