@@ -92,7 +92,7 @@ def find_base(config: Config, cached: Callable[[str], str | None] | None = None)
         except (OSError, ImportError) as error:
             return Base(name, problem=f"the folder cannot be read: {first_line(error)}", fix="check its permissions")
     if path.is_file():
-        what = "a GGUF file, which is made to run a model, not to train it" if _is_gguf(path) else "a file, not a model folder"
+        what = "a GGUF file, which is made to run a model, not to train it" if path.suffix == ".gguf" else "a file, not a model folder"
         return Base(name, problem=f"it is {what}", fix=_ORIGINAL)
     if name == EMBEDDED:
         fix = "python -m pip install --force-reinstall --no-deps ."
@@ -248,12 +248,6 @@ def weight_files(folder: Path, names: set[str] | None = None) -> list[Path]:
 
 def _is_pickle(name: str) -> bool:
     return name.endswith((".bin", ".pt", ".pth", ".ckpt")) and name != "training_args.bin"
-
-
-def _is_gguf(path: Path) -> bool:
-    with contextlib.suppress(OSError), path.open("rb") as stream:
-        return stream.read(4) == b"GGUF"
-    return False
 
 
 def _counted(base: Base) -> Base:
