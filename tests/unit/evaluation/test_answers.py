@@ -31,13 +31,6 @@ def test_a_batch_answers_as_one_by_one_does(trained):
     assert len({answer.said.text for answer in together}) > 1
 
 
-@pytest.mark.parametrize("size", [1, 3, 16])
-def test_the_batch_size_changes_nothing(trained, size):
-    ids = prompts(trained)
-    expected = evaluation.generate(trained, ids, resolved(trained.config.model_id, eval_batch_size=8), "tuned")
-    assert evaluation.generate(trained, ids, resolved(trained.config.model_id, eval_batch_size=size), "tuned") == expected
-
-
 class TestSampling:
     def config(self, trained, **values):
         return resolved(trained.config.model_id, do_sample=True, **values)

@@ -52,13 +52,6 @@ def test_few_answers_that_turned_right_are_no_proof(right, outcome):
     assert found.outcome == outcome
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_a_handful_of_examples_supports_nothing(count):
-    found = compare([0.0] * count, [1.0] * count, higher_is_better=True, shares=True)
-    assert found.outcome == NO_DIFFERENCE
-    assert found.verdict == f"no difference shown with {count} example{'s' if count > 1 else ''}"
-
-
 def test_all_examples_agreeing_is_not_certainty():
     """120 of 120 right: at 97 % right in truth that happens one time in forty."""
     found = compare([0.0] * 120, [1.0] * 120, higher_is_better=True, shares=True)
@@ -78,13 +71,6 @@ def test_sign_flips_are_counted_exactly(count):
     assert sign_flip_p(values) == pytest.approx(expected)
 
 
-def test_many_sign_flips_are_close_to_drawn_ones():
-    generator = np.random.default_rng(3)
-    values = generator.exponential(1, 50) - 0.75
-    drawn = np.abs(generator.choice([-1, 1], (40_000, 50)) @ values) >= abs(values.sum())
-    assert sign_flip_p(values) == pytest.approx(drawn.mean(), abs=0.01)
-
-
 @pytest.mark.parametrize("count", [10, 40, 120])
 def test_pure_noise_is_called_better_in_at_most_five_per_cent_of_runs(count):
     """Loss and score both drawn anew for base and tuned: the two that decide, together."""
@@ -98,11 +84,3 @@ def test_pure_noise_is_called_better_in_at_most_five_per_cent_of_runs(count):
         loss = compare(*sums, tokens, higher_is_better=False, margin=0.01, seed=seed)
         called_better += BETTER in (score.outcome, loss.outcome)
     assert called_better / 200 <= 0.05
-
-
-def test_the_same_seed_gives_the_same_interval():
-    generator = np.random.default_rng(1)
-    base, tuned = generator.random((2, 30))
-    first, again = (compare(base, tuned, higher_is_better=True, seed=5) for _ in range(2))
-    assert first == again
-    assert compare(base, tuned, higher_is_better=True, seed=6).low != first.low

@@ -12,8 +12,7 @@ from tiny import tiny_model
 from mac_lora_helpers import evaluation
 from mac_lora_helpers.errors import CheckFailed, InputError
 from mac_lora_helpers.evaluation import losses as room
-from mac_lora_helpers.evaluation.losses import IGNORED, padded_width, perplexity
-from mac_lora_helpers.evaluation.questions import choose
+from mac_lora_helpers.evaluation.losses import IGNORED, padded_width
 
 
 def own_loss(trained, rows):
@@ -42,16 +41,6 @@ def test_both_losses_are_those_of_transformers(trained, rows, batch):
     assert list(found) == ["base", "tuned"]
 
 
-def test_a_short_row_weighs_less_than_a_long_one(trained, rows):
-    tokens = token_rows(trained.tokenizer, rows)
-    short = {"input_ids": tokens[0]["input_ids"], "labels": [IGNORED] * (len(tokens[0]["labels"]) - 1) + tokens[0]["labels"][-1:]}
-    found = evaluation.compare_losses(trained, [short, tokens[1]])
-    assert found.rows.tokens.tolist() == [1, sum(label != IGNORED for label in tokens[1]["labels"])]
-    weighted = found.rows.tuned.sum() / found.rows.tokens.sum()
-    assert found["tuned"]["loss"] == pytest.approx(weighted)
-    assert weighted != pytest.approx((found.rows.tuned / found.rows.tokens).mean(), rel=1e-3)
-
-
 def test_labels_in_the_middle_and_at_the_first_place(trained):
     """A label on the first token has nothing before it that could predict it."""
     ids = trained.tokenizer("What is the capital of France? The capital.")["input_ids"]
@@ -60,14 +49,6 @@ def test_labels_in_the_middle_and_at_the_first_place(trained):
     expected, _ = own_loss(trained, [{"input_ids": ids, "labels": labels}])
     assert found["tuned"]["tokens"] == 5
     assert found["tuned"]["loss"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_dataset_is_taken_as_it_is(trained, rows):
-    from datasets import Dataset
-
-    tokens = token_rows(trained.tokenizer, rows)
-    dataset = Dataset.from_list([{**row, "attention_mask": [1] * len(row["input_ids"])} for row in tokens])
-    assert evaluation.compare_losses(trained, dataset) == evaluation.compare_losses(trained, tokens)
 
 
 def test_logits_are_built_where_labels_stand_and_within_the_budget(trained, rows, monkeypatch):
@@ -112,12 +93,6 @@ def test_when_its_time_is_over_what_is_there_counts(trained, rows):
     assert found.rows.base == pytest.approx([loss for loss in everything.rows.base if any(abs(loss - found.rows.base) < 1e-3)], rel=1e-3)
 
 
-def test_choice_keeps_the_order():
-    assert choose(range(5), 5, 0) == [0, 1, 2, 3, 4]
-    picked = choose(range(100), 10, 3)
-    assert picked == sorted(set(picked)) == choose(range(100), 10, 3)
-
-
 @pytest.mark.parametrize("rows", [[], [{"input_ids": [5, 6], "labels": [IGNORED, IGNORED]}], [{"input_ids": [5], "labels": [5]}]])
 def test_nothing_that_counts(trained, rows):
     with pytest.raises(InputError, match="has a token that counts"):
@@ -130,11 +105,6 @@ def test_a_diverged_adapter_is_named(trained, rows):
         next(weight for name, weight in trained.model.named_parameters() if "lora_B" in name).fill_(float("nan"))
     with pytest.raises(CheckFailed, match="tuned model is NaN"):
         evaluation.compare_losses(trained, token_rows(trained.tokenizer, rows))
-
-
-def test_perplexity_stays_a_number():
-    assert perplexity(2.0) == pytest.approx(np.e**2)
-    assert perplexity(5000.0) < float("inf")
 
 
 def test_mps_sees_few_widths():

@@ -86,8 +86,3 @@ class TestOwnMetric:
 def test_the_parameter_refuses_what_is_no_metric(name):
     with pytest.raises(InputError, match="metric"):
         resolve({"metric": name}, env={})
-
-
-@pytest.mark.parametrize("name", [*METRICS, "package.module:function"])
-def test_the_parameter_takes_names_and_functions(name):
-    assert resolve({"metric": name}, env={}).metric == name

@@ -79,68 +79,56 @@ def test_adapters_without_effect_are_not_called_better(model_folder, rows, tmp_p
     assert outcomes["no difference shown"] >= 19
 
 
-class TestVerdict:
-    @pytest.fixture
-    def parts(self, useless, rows):
-        """Nothing differs; the tests then change one side."""
-        losses = evaluation.compare_losses(useless, token_rows(useless.tokenizer, rows))
-        return losses, evaluation.compare_answers(useless, rows, useless.config)
+@pytest.fixture
+def parts(useless, rows):
+    """Nothing differs; the tests then change one side."""
+    losses = evaluation.compare_losses(useless, token_rows(useless.tokenizer, rows))
+    return losses, evaluation.compare_answers(useless, rows, useless.config)
 
-    def test_better(self, parts):
-        losses, answers = parts
-        metrics = evaluation.score(losses, with_answers(answers, "tuned", 0.75))
-        assert metrics["outcome"] == "better"
-        assert metrics["verdict"].startswith("better: exact match 0 → 0.75 (+0.75, 95 % interval +0.")
-        assert metrics["difference"]["loss"]["outcome"] == "no difference shown"
 
-    def test_worse(self, parts):
-        losses, answers = parts
-        assert evaluation.score(losses, with_answers(answers, "base", 0.75))["outcome"] == "worse"
+@pytest.mark.parametrize(
+    ("who", "share", "loss_times", "outcome", "words"),
+    [
+        ("tuned", 0.75, 1.0, "better", "better: exact match 0 → 0.75 (+0.75, 95 % interval +0."),
+        ("base", 0.75, 1.0, "worse", "worse: "),
+        ("tuned", 0.75, 1.5, "mixed", "mixed: "),
+        ("tuned", 0.0, 0.9, "better", "better: "),
+        ("tuned", 0.0, 0.995, "no difference shown", "it does not count"),
+    ],
+)
+def test_loss_and_metric_decide(parts, who, share, loss_times, outcome, words):
+    losses, answers = parts
+    losses.rows.tuned[:] *= loss_times
+    losses["tuned"]["loss"] *= loss_times
+    metrics = evaluation.score(losses, with_answers(answers, who, share))
+    assert metrics["outcome"] == outcome
+    assert words in metrics["verdict"]
 
-    def test_mixed(self, parts):
-        losses, answers = parts
-        losses.rows.tuned[:] *= 1.5
-        losses["tuned"]["loss"] *= 1.5
-        metrics = evaluation.score(losses, with_answers(answers, "tuned", 0.75))
-        assert metrics["outcome"] == "mixed"
-        assert metrics["verdict"].startswith("mixed: ")
 
-    def test_the_loss_alone_can_show_it(self, parts):
-        losses, answers = parts
-        losses.rows.tuned[:] *= 0.9
-        assert evaluation.score(losses, answers)["outcome"] == "better"
+def test_four_right_answers_of_four_are_too_few(parts):
+    losses, answers = parts
+    metrics = evaluation.score(losses, with_answers(answers[:4], "tuned", 1.0))
+    assert metrics["difference"]["exact_match"]["verdict"] == "no difference shown with 4 examples"
+    assert metrics["outcome"] == "no difference shown"
 
-    def test_a_change_too_small_to_count_says_so(self, parts):
-        losses, answers = parts
-        losses.rows.tuned[:] *= 0.995
-        metrics = evaluation.score(losses, answers)
-        assert metrics["outcome"] == "no difference shown"
-        assert "it does not count" in metrics["verdict"]
 
-    def test_too_few(self, parts):
-        losses, answers = parts
-        metrics = evaluation.score(losses, with_answers(answers[:4], "tuned", 1.0))
-        assert metrics["difference"]["exact_match"]["verdict"] == "no difference shown with 4 examples"
-        assert metrics["outcome"] == "no difference shown"
+def test_the_metric_that_the_user_names_decides(parts):
+    losses, answers = parts
+    answers = with_answers(answers, "tuned", 1.0)
+    for answer in answers:
+        answer["scores"]["tuned"]["exact_match"] = 0.0
+    assert evaluation.score(losses, answers)["outcome"] == "no difference shown"
+    losses.trained.config.metric = "contains"
+    assert evaluation.score(losses, answers)["outcome"] == "better"
 
-    def test_the_metric_that_the_user_names_decides(self, parts):
-        losses, answers = parts
-        answers = with_answers(answers, "tuned", 1.0)
-        for answer in answers:
-            answer["tuned"] = f"I think {answer['expected']}"
-            answer["scores"]["tuned"]["exact_match"] = 0.0
-        assert evaluation.score(losses, answers)["outcome"] == "no difference shown"
-        losses.trained.config.metric = "contains"
-        assert evaluation.score(losses, answers)["outcome"] == "better"
 
-    def test_lost_behaviour(self, parts):
-        losses, answers = parts
-        general = evaluation.compare_general(losses.trained)
-        general.rows.tuned[:] *= 1.3
-        report = evaluation.score(losses, answers, general)["general"]
-        assert report["difference"]["outcome"] == "worse"
-        assert report["verdict"].startswith("worse: ")
-        assert "changed how the model answers" in report["verdict"]
+def test_lost_behaviour(parts):
+    losses, answers = parts
+    general = evaluation.compare_general(losses.trained)
+    general.rows.tuned[:] *= 1.3
+    report = evaluation.score(losses, answers, general)["general"]
+    assert report["difference"]["outcome"] == "worse"
+    assert "changed how the model answers" in report["verdict"]
 
 
 def test_a_model_that_never_stops_is_a_finding(trained, rows):
@@ -201,18 +189,6 @@ def test_a_metric_of_the_users_own_is_in_the_table(trained, rows, tmp_path, monk
     assert metrics["tuned"]["own_measure:letters"] == pytest.approx(sum(len(answer["tuned"]) for answer in answers) / 24)
     assert "own measure:letters" in metrics["verdict"]
     assert "own measure:letters" in [row.name for row in evaluation.metric_rows(metrics)]
-
-
-def test_no_home_directory_in_the_artefact(trained, rows, tmp_path, monkeypatch):
-    from pathlib import Path
-
-    from mac_lora_helpers.artifacts import RunDir
-
-    monkeypatch.setenv("HOME", str(Path(trained.config.model_id).parent))
-    metrics, answers = measured(trained, rows)
-    run = RunDir(tmp_path)
-    evaluation.save(run, metrics, answers, trained)
-    assert str(Path(trained.config.model_id).parent) not in run.path("eval_metrics").read_text()
 
 
 def test_the_embedded_model_is_asked_its_own_small_talk(tmp_path):
