@@ -54,17 +54,17 @@ def read_answer(tokenizer: Any, ids: Sequence[int], prompt: Sequence[int] = ()) 
         ids: the answer, without its end token. prompt: the ids before it; some templates open the thinking there.
     """
     plain = tokenizer.decode(ids, skip_special_tokens=True)
-    if not tokenizer.chat_template:
+    found = _parsed(tokenizer, list(ids), list(prompt), plain) if tokenizer.chat_template else {"content": plain}
+    functions = [call.get("function") for call in found.get("tool_calls") or []]
+    if not all(isinstance(function, dict) for function in functions):
         return Said(plain)
-    found = _parsed(tokenizer, list(ids), list(prompt), plain)
-    calls = [{name: call["function"].get(name) for name in ("name", "arguments")} for call in found.get("tool_calls") or []]
-    shown = [json.dumps(calls if calls[1:] else calls[0], sort_keys=True, ensure_ascii=False)] if calls else []
-    return Said(
-        "\n".join([*[found.get("content") or ""] * bool(found.get("content") or not shown), *shown]), found.get("reasoning_content") or ""
-    )
+    calls = [{name: function.get(name) for name in ("name", "arguments")} for function in functions]
+    parts = [found.get("content") or "", json.dumps(calls if calls[1:] else calls[0], sort_keys=True, ensure_ascii=False) if calls else ""]
+    return Said("\n".join(part for part in parts if part), found.get("reasoning_content") or "")
 
 
 def _parsed(tokenizer: Any, ids: list[int], prompt: list[int], plain: str) -> dict[str, Any]:
+    """The answer as a message, by the parser of transformers; the plain text where it is none."""
     from trl.chat_template_utils import add_response_schema, parse_response
 
     if getattr(tokenizer, "response_template", None) is None:
@@ -72,12 +72,12 @@ def _parsed(tokenizer: Any, ids: list[int], prompt: list[int], plain: str) -> di
             add_response_schema(tokenizer)
         except ValueError:
             tokenizer.response_template = _COMMON
-    if tokenizer.response_template is not _COMMON:
-        return parse_response(tokenizer, ids, prefix=prompt)
     opened = tokenizer.decode(prompt[-16:]).rstrip().endswith("<think>")
     try:
+        if tokenizer.response_template is not _COMMON:
+            return parse_response(tokenizer, ids, prefix=prompt)
         return tokenizer.parse_response(plain, prefix="\0<think>" if opened else "\0")
-    except (ValueError, TypeError):  # a call that is no JSON
+    except (ValueError, TypeError, AttributeError):  # a call that is no JSON, or JSON that is no call
         return {"content": plain}
 
 

@@ -70,6 +70,8 @@ def test_a_call_is_compared_as_a_call(tmp_path, text):
     assert read_answer(trained.tokenizer, trained.tokenizer(written)["input_ids"], question.ids).text == WRITTEN
     broken = '<tool_call>\n{"name": "add", "arguments": {\n</tool_call>'
     assert read_answer(trained.tokenizer, trained.tokenizer(broken)["input_ids"], question.ids).text == broken
+    no_call = "<tool_call>\n[1]\n</tool_call>"
+    assert read_answer(trained.tokenizer, trained.tokenizer(no_call)["input_ids"], question.ids).text == no_call
     twice = read_answer(trained.tokenizer, trained.tokenizer(f"Two: {written}\n{written}")["input_ids"], question.ids)
     assert twice.text == f"Two:\n[{WRITTEN}, {WRITTEN}]"
 
