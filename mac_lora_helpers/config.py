@@ -26,7 +26,7 @@ from mac_lora_helpers.artifacts import ARTIFACTS, CONSENT
 from mac_lora_helpers.drafts import Draft
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.ownership import refuse_inputs
-from mac_lora_helpers.parameter_types import Metric, Number, Switch, Text, Whole
+from mac_lora_helpers.parameter_types import Bits, Metric, Number, Switch, Text, Whole
 from mac_lora_helpers.redaction import find_secrets, portable
 from mac_lora_helpers.smoke.real import REAL, real_model
 from mac_lora_helpers.troubleshooting import answer_in_notebook
@@ -193,9 +193,7 @@ class Config(BaseModel):
         "auto", "type of the merged weights on disk; auto: the base's own. The merge itself is always float32", "Export", "export"
     )
     gguf_types: Text = _param("F16, Q4_K_M", "GGUF files to write: F16, Q8_0, Q6_K, Q4_K_M, …; empty for none", "Export", "export")
-    mlx_export_bits: Literal[0, 4, 8] = _param(
-        0, "quantize the merged model for MLX: 4 or 8 bits; 0: MLX loads it as it is", "Export", "export"
-    )
+    mlx_export_bits: Bits = _param(0, "quantize the merged model for MLX: 4 or 8 bits; 0: MLX loads it as it is", "Export", "export")
     check_minutes: Number = _param(
         3, "minutes for the check of the exported files; few prompts are asked whatever it is", "Export", "export", gt=0, le=240
     )
@@ -207,18 +205,6 @@ class Config(BaseModel):
     )
     job_flavor: Text = _param("auto", "HF Jobs hardware; auto: by the model's size", "Export", "export", min_length=1)
     job_timeout: Text = _param("2h", "HF Jobs time limit, for example 90m or 2h", "Export", "export", pattern=r"^\d+(\.\d+)?[smhd]$")
-    job_overrides: Text = _param(
-        "",
-        "what the cloud run shall do differently, as names with values, comma separated; it is listed",
-        "Export",
-        "export",
-    )
-    check_parity: bool = _param(
-        False,
-        "run ten steps of the cloud job's script here, and compare batches, arguments and losses",
-        "Export",
-        "export",
-    )
     submit_job: bool = _param(False, "start the cloud job; off: its command is shown. A job costs money", "Export", "export")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -389,7 +375,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_examples": 120,
         "max_new_tokens": 40,
         "prompt": "What is the capital of France?",
-        "check_parity": True,
     },
     "real": {
         "model_id": REAL,

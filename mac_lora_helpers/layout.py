@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.redaction import portable
 
 NOTEBOOKS = (
     "01_environment_check",
@@ -89,3 +93,20 @@ CONSENT = ("trust_remote_code", "push", "submit_job")
 LASTING = ("job", "push", "job_result", "job_log", "fetched")
 #: Folders that hold artefacts and other things.
 HOLDERS = sorted({path.split("/")[0] for path, _ in ARTIFACTS.values() if "/" in path})
+
+
+def notebooks_folder(named: str | Path | None = None) -> Path:
+    """Where the notebooks are that will be executed: the project's own, inside the package or beside it, unless others are named.
+
+    What happens to lie in the current folder is not executed.
+
+    Raises:
+        InputError: they are not there.
+    """
+    package, first = Path(__file__).parent, f"{NOTEBOOKS[0]}.ipynb"
+    beside = [package.parent / "notebooks"] if (package.parent / "pyproject.toml").is_file() else []
+    for folder in [Path(named).expanduser()] if named else [package / "notebooks", *beside]:
+        if (folder / first).is_file():
+            return folder
+    where = f"--notebooks {portable(str(named))}" if named else portable(str(package))
+    raise InputError(f"the notebooks are not here ({first} is missing)", where=where, fix="name their folder with --notebooks")

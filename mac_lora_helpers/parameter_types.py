@@ -44,7 +44,13 @@ def _switch(value: Any) -> Any:
     return "auto" if text == "auto" else words.get(text, value)
 
 
+def _bits(value: Any) -> Any:
+    """A shell writes 4 as text."""
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+
 Text = Annotated[str, BeforeValidator(_text)]
+Bits = Annotated[Literal[0, 4, 8], BeforeValidator(_bits)]
 Whole = Annotated[int, BeforeValidator(_not_bool)]
 Number = Annotated[float, BeforeValidator(_not_bool)]
 Switch = Annotated[Literal["auto", True, False], BeforeValidator(_switch)]

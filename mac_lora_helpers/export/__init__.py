@@ -29,16 +29,7 @@ _HOMES = {
     "refusals": "hub.errors",
     "HubError": "hub.errors",
     "write_job": "job.write",
-    "check_parity": "job.parity",
-    "ParityReport": "job.parity",
-    "prove_job": "job.parity",
-    "job_cost": "job.hardware",
     "submit_job": "job.submit",
-    "job_status": "job.submit",
-    "cancel_job": "job.submit",
-    "JobState": "job.submit",
-    "follow_job": "job.follow",
-    "job_logs": "job.follow",
     "fetch_job": "job.fetch",
 }
 

@@ -184,7 +184,7 @@ def _job(arguments: argparse.Namespace) -> int:
     from mac_lora_helpers.suite.job_commands import run_job_command
 
     config = _config(_explicit(arguments, out_dir=arguments.run_dir))
-    return run_job_command(arguments.action, config, getattr(arguments, "follow", False), getattr(arguments, "into", None))
+    return run_job_command(arguments.action, config, arguments.into)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

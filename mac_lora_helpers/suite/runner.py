@@ -17,6 +17,7 @@ from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
 from mac_lora_helpers.files import Scratch, atomic_file
+from mac_lora_helpers.layout import notebooks_folder
 from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.troubleshooting import Failure, explain, recognise, shown_in
 
@@ -39,23 +40,6 @@ class NotebookFailed(UserError):
         failure = cls(what, where=where, fix="\n         ".join(filter(None, [*steps, fix])))
         failure.known = known
         return failure
-
-
-def notebooks_folder(named: str | Path | None = None) -> Path:
-    """Where the notebooks are that will be executed: the project's own, inside the package or beside it, unless others are named.
-
-    What happens to lie in the current folder is not executed.
-
-    Raises:
-        InputError: they are not there.
-    """
-    package, first = Path(__file__).parents[1], f"{NOTEBOOKS[0]}.ipynb"
-    beside = [package.parent / "notebooks"] if (package.parent / "pyproject.toml").is_file() else []
-    for folder in [Path(named).expanduser()] if named else [package / "notebooks", *beside]:
-        if (folder / first).is_file():
-            return folder
-    where = f"--notebooks {portable(str(named))}" if named else portable(str(package))
-    raise InputError(f"the notebooks are not here ({first} is missing)", where=where, fix="name their folder with --notebooks")
 
 
 def choose(only: Sequence[str] = (), start: str | None = None) -> list[str]:

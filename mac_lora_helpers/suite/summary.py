@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.errors import UserError
-from mac_lora_helpers.export.job import record as records
+from mac_lora_helpers.export.job.write import read_record
 from mac_lora_helpers.redaction import portable
 
 
@@ -54,6 +54,6 @@ def _export(run: RunDir) -> str:
     told = f"{states.count(True)} of {len(states)} exported forms say what the adapter says"
     left = states.count(None)
     pushed = "nothing was pushed" if sent["dry_run"] else f"pushed to {sent['url']}"
-    job = records.read(run).get("job")
+    job = read_record(run).get("job")
     cloud = f"; cloud job {job['namespace']}/{job['id']}" if job else ""
     return f"export      {told}{f', {left} not checked' if left else ''}; {pushed}{cloud}"

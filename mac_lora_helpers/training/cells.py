@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.files import portable
+from mac_lora_helpers.layout import notebooks_folder
 from mac_lora_helpers.training import processes
-
-#: The project's own notebooks, beside the package; never those of the current folder.
-FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
 def run_cells(names: Mapping[str, Any], first: str = "data", last: str = "result") -> dict[str, Any]:
@@ -72,7 +69,7 @@ def _cells() -> list[tuple[str, str]]:
     """(tag, source) of the code cells."""
     import nbformat
 
-    path = FOLDER / f"{NOTEBOOKS[2]}.ipynb"
+    path = notebooks_folder() / f"{NOTEBOOKS[2]}.ipynb"
     if not path.is_file():
         raise InputError("notebook 03 is not here", where=portable(str(path)), fix="run from a clone of the project")
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]

@@ -16,7 +16,7 @@ from drills.test_damaged_artefacts import read_trained
 from mac_lora_helpers.artifacts import CONSENT, RunDir
 from mac_lora_helpers.config import Config, configure, resolve
 from mac_lora_helpers.errors import InputError, UserError
-from mac_lora_helpers.suite.runner import notebooks_folder
+from mac_lora_helpers.layout import notebooks_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -205,3 +205,11 @@ def test_checkpointing_is_auto_on_or_off_however_it_is_written(given, kept):
 def test_checkpointing_that_is_neither(given):
     with pytest.raises(InputError, match="gradient_checkpointing"):
         resolve({"gradient_checkpointing": given}, {})
+
+
+@pytest.mark.parametrize("preset", ["smoke", "real", "local"])
+def test_a_shell_can_write_every_parameter(preset):
+    """What a case, a job or a person passes on by ``-p`` is text; it gives the value that it was written from."""
+    config = resolve({"preset": preset}, env={})
+    written = {name: str(value) for name, value in config.model_dump().items()}
+    assert resolve(written, env={}).model_dump() == config.model_dump()

@@ -1,1 +1,1 @@
-"""The cloud job: its script, the command that starts it, and the proof that it is the same run."""
+"""The cloud job: the same notebooks on a rented GPU, from one script; written, submitted, fetched."""

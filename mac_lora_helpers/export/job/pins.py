@@ -5,28 +5,27 @@ Those are the project's lock, unless something else is installed here; then that
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import metadata
 from pathlib import Path
 
-#: What training, evaluation and the push need; notebooks, figures and the other exports stay at home.
+#: Python versions that the pins are made for; the job image has 3.12.
+PYTHON = ">=3.11,<3.14"
+#: What the notebooks 02 to 04 and the push need; the exports stay at home.
 DIRECT = (
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "accelerate",
-    "datasets",
-    "safetensors",
-    "numpy",
-    "huggingface-hub",
-    "jinja2",
-    "pyyaml",
-    "pydantic",
-    "psutil",
-    "packaging",
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy", "huggingface-hub", "jinja2", "pyyaml"),
+    *("pydantic", "psutil", "packaging", "papermill", "nbformat", "ipykernel", "ipywidgets", "matplotlib"),
 )
 LOCK = Path(__file__).parents[3] / "constraints.txt"
+
+
+def header() -> str:
+    """The script's PEP 723 block: Python, direct pins, and the rest of the lock as constraints for uv."""
+    direct, rest = pins()
+    lines = ["/// script", f'requires-python = "{PYTHON}"', "dependencies = [", *(f"  {json.dumps(line)}," for line in direct), "]"]
+    lines += ["", "[tool.uv]", "constraint-dependencies = [", *(f"  {json.dumps(line)}," for line in rest), "]", "///"]
+    return "\n".join(f"# {line}".rstrip() for line in lines)
 
 
 def pins(lock: Path = LOCK) -> tuple[list[str], list[str]]:
