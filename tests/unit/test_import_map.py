@@ -22,6 +22,7 @@ GROUND = {
     "adapter",
     "troubleshooting",
     "threads",
+    "layout",
 }
 STAGES = ["environment", "data", "training", "evaluation", "export"]
 ALLOWED = {
@@ -33,7 +34,7 @@ ALLOWED = {
     "drafts": {"errors", "artifacts", "files", "redaction"},
     "parameter_types": set(),
     "files": {"errors", "redaction", "text"},
-    "layout": set(),
+    "layout": {"errors", "redaction"},
     "ownership": {"errors", "files", "redaction"},
     "placing": {"files", "layout", "ownership"},
     "locks": {"errors", "redaction"},
