@@ -26,7 +26,7 @@ from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError, first_line
 from mac_lora_helpers.model import find_base, require_base
 from mac_lora_helpers.text import size
-from mac_lora_helpers.training import memory
+from mac_lora_helpers.training import batches, memory
 from mac_lora_helpers.training.counting import KEPT_BELOW, Counted, count, plain_head
 from mac_lora_helpers.training.fast.plan import Plan, choose_plan, kept
 
@@ -144,9 +144,11 @@ def forecast_for(config: Config, model: Any, lengths: Sequence[int], device: str
 
 def turn_down(config: Config, trainer: Any) -> str:
     """What to turn down, for a trainer that ran out of memory."""
-    known = trainer.forecast
+    known, lengths = trainer.forecast, batches.lengths_of(trainer.tokens["train"])
     settled = config.model_copy(update={"gradient_checkpointing": known.gradient_checkpointing, "dtype": known.dtype})
-    found = forecast(settled, trainer.model.config, None, known.device, memory.available(known.device))
+    # what was free was not enough, whatever the forecast says
+    free = min(memory.available(known.device), int(SHARE * (known.total_bytes or 0)))
+    found = forecast(settled, trainer.model.config, lengths, known.device, free)
     return found.advice or "shorten max_seq_length, set per_device_train_batch_size=1 or gradient_checkpointing=true"
 
 
@@ -296,13 +298,13 @@ def _steps(config: Config, lengths: Sequence[int] | None) -> tuple[int | None, s
     return math.ceil(config.num_train_epochs * per_epoch), f"{len(lengths)} rows, {config.num_train_epochs:g} epochs"
 
 
-def _known_lengths(config: Config) -> list[int] | None:
+def _known_lengths(config: Config) -> Sequence[int] | None:
     """The rows' lengths when notebook 02 has run in this run directory."""
     from mac_lora_helpers import data
 
     if not Path(config.out_dir).expanduser().is_dir() or not RunDir(config.out_dir).has("tokens"):
         return None
-    return [len(ids) for ids in data.load_tokens(RunDir(config.out_dir))[1]["train"].with_format("arrow")["input_ids"]]
+    return batches.lengths_of(data.load_tokens(RunDir(config.out_dir))[1]["train"])
 
 
 def read_model_config(config: Config) -> Any:

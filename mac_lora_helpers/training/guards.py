@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.training.memory import text
+from mac_lora_helpers.text import size
 
 #: Steps in a row above the limit, and steps that the level at the start is taken from.
 EXPLODING_STEPS = 3
@@ -134,12 +134,12 @@ class MemoryGuard:
         self._start = self._start or state
         grown = state.swap_used - self._start.swap_used
         if grown > max(state.total // 10, 10**9):
-            return f"swap grew by {text(grown)} since the training began ({text(state.available)} of {text(state.total)} are free)"
+            return f"swap grew by {size(grown)} since the training began ({size(state.available)} of {size(state.total)} are free)"
         self._tight = self._tight + 1 if state.pressure >= 4 or state.available < state.total // 50 else 0
         if self._tight < 2:
             return ""
         level = "critical memory pressure" if state.pressure >= 4 else "almost no free memory"
-        return f"{level}: {text(state.available)} of {text(state.total)} are free"
+        return f"{level}: {size(state.available)} of {size(state.total)} are free"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

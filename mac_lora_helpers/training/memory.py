@@ -134,11 +134,3 @@ def _high_water(device: str) -> int:
 
         return int(torch.cuda.max_memory_allocated())
     return used(device)
-
-
-def text(size: float) -> str:
-    """A size for people: 3.4 GB, 512 MB."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size) >= scale:
-            return f"{size / scale:.1f} {unit}" if size < 100 * scale else f"{size / scale:.0f} {unit}"
-    return f"{int(size)} B"

@@ -129,7 +129,7 @@ def test_a_step_without_labels_stops_the_training(make, trainer_for, tokens):
     def forgetful(examples):
         batch = honest(examples)
         calls.append(1)
-        if len(calls) > 4:
+        if len(calls) > 2:  # the rows of a step go through together
             batch["labels"][:] = -100
         return batch
 
@@ -176,7 +176,7 @@ def state(available=8 * GB, swap=0, pressure=1):
         ([state(), state(pressure=4), state()], ""),
         ([state(), state(pressure=4), state(pressure=4)], "critical memory pressure"),
         ([state(), state(pressure=2), state(pressure=2)], ""),
-        ([state(available=GB // 10), state(available=GB // 10)], "almost no free memory: 100 MB of 16.0 GB"),
+        ([state(available=GB // 10), state(available=GB // 10)], "almost no free memory: 100.0 MB of 16.0 GB"),
     ],
 )
 def test_memory_guard(states, told):
@@ -210,7 +210,6 @@ def test_a_machine_that_swaps_stops_with_a_checkpoint_that_can_be_continued(make
     with pytest.raises(TrainingStopped, match=r"swap grew by 3\.0 GB") as stopped:
         trainer.train()
     assert "needs about" in str(stopped.value)
-    assert " fits (about" in str(stopped.value)
     assert training.last_checkpoint(run, config).endswith("checkpoint-3")
     _, metrics = train(run, config, tokens)
     assert metrics["resumed_from_step"] == 3
@@ -230,8 +229,8 @@ def test_out_of_memory_is_answered_with_numbers(make, trainer_for):
         resource.setrlimit(resource.RLIMIT_AS, before)
     text = str(stopped.value)
     assert "a batch of 64 × 1024 tokens needs about" in text
-    assert "per_device_train_batch_size=1 with gradient_accumulation_steps=128 fits" in text
-    assert "GB are free" in text
+    assert "per_device_train_batch_size=1 with gradient_accumulation_steps=128 would need about" in text
+    assert "MB are free" in text or "GB are free" in text
 
 
 @pytest.mark.parametrize(
