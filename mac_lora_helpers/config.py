@@ -227,9 +227,8 @@ class Config(BaseModel):
                 refused = {"type": PydanticCustomError("place", "{what}", {"what": error.what}), "loc": (name,), "input": value}
                 raise ValidationError.from_exception_data("Config", [refused]) from None
         self._sources[name] = "form"
-        if name in ("data_files", "dataset_id") and not self.asked("preset"):
-            self.take_preset(_default_preset({"data_files": self.data_files, "dataset_id": self.dataset_id}))
-            self._sources["preset"] = "default"
+        if name in ("data_files", "dataset_id"):
+            self.follow_data()
 
     def source_of(self, name: str) -> str:
         """Where the value came from: parameter, environment, form, draft, saved, preset or default."""
@@ -266,14 +265,14 @@ class Config(BaseModel):
         if name == "preset":
             self.take_preset(value or self.preset)
             self._sources[name] = source or "default"
-            self.follow_data()
         elif source:
             self._take(name, value, source)
         else:
             self._take(name, preset_values(self.preset)[name], "preset" if name in PRESETS[self.preset] else "default")
+        self.follow_data()
 
     def follow_data(self) -> None:
-        """Takes the preset that fits the data, where nobody chose one: after a change of the data in a form."""
+        """Takes the preset that fits the data, where nobody chose one."""
         if self.source_of("preset") == "default":
             wanted = _default_preset({name: getattr(self, name) for name in ("data_files", "dataset_id") if self.asked(name)})
             if wanted != self.preset:

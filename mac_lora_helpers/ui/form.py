@@ -67,7 +67,6 @@ class ConfigForm(Shown):
         if name == "out_dir":
             RunDir(value)
         self.config.take_preset(value) if name == "preset" else setattr(self.config, name, value)
-        self.config.follow_data()
         return self._draft(lambda draft: draft.keep(name, getattr(self.config, name)))
 
     def release(self, *names: str) -> None:
@@ -75,7 +74,6 @@ class ConfigForm(Shown):
         said = self._draft(lambda draft: draft.drop(*names))
         for name in names:
             self.config.release(name)
-        self.config.follow_data()
         self.changed(said)
 
     def drop_typed(self) -> None:
