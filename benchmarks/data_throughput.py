@@ -184,12 +184,21 @@ def side_shapes(folder: Path) -> dict:
     plain = plain_lengths(folder, 512)
     result = {}
     for size in (1, 2, 4):
-        ours, theirs = data.batch_shapes(lengths, size, seed=42), data.batch_shapes(plain, size, seed=42, grouped=False)
-        result[f"batch_{size}"] = {
-            "shapes": len(ours.shapes), "padding": round(ours.padding, 4),
-            "plain_shapes": len(theirs.shapes), "plain_padding": round(theirs.padding, 4),
-        }  # fmt: skip
+        sampler = data.batch_sampler(lengths, size, seed=42)
+        order = random.Random(42).sample(range(len(plain)), len(plain))
+        ours = epoch_of(lengths, list(sampler), sampler.buckets)
+        theirs = epoch_of(plain, [order[start : start + size] for start in range(0, len(order), size)])
+        result[f"batch_{size}"] = {"shapes": ours[0], "padding": ours[1], "plain_shapes": theirs[0], "plain_padding": theirs[1]}
     return {"rows": len(lengths), "mean_length": statistics.mean(lengths), "plain_mean_length": statistics.mean(plain), **result}
+
+
+def epoch_of(lengths: list[int], batches: list[list[int]], buckets: tuple = ()) -> tuple[int, float]:
+    """(distinct shapes, share of padding) of an epoch: each batch as wide as its longest row, or as the next bucket."""
+    longest = [max(lengths[index] for index in batch) for batch in batches]
+    widths = [next((bucket for bucket in buckets if bucket >= width), width) for width in longest]
+    shapes = {(len(batch), width) for batch, width in zip(batches, widths, strict=True)}
+    area = sum(len(batch) * width for batch, width in zip(batches, widths, strict=True))
+    return len(shapes), round(1 - sum(lengths) / area, 4)
 
 
 def plain_lengths(folder: Path, limit: int) -> list[int]:

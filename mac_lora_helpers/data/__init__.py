@@ -4,8 +4,9 @@ The steps, in order: ``load`` → ``validate`` → ``split`` → ``load_tokenize
 Later stages call ``load_tokens``, which refuses tokens that are not the manifest's.
 """
 
-from mac_lora_helpers.data.batches import LengthGroupedBatches, batch_sampler, batch_shapes, make_collator
+from mac_lora_helpers.data.batches import LengthGroupedBatches, batch_sampler, make_collator
 from mac_lora_helpers.data.encoding import Encoded, encode
+from mac_lora_helpers.data.hub import load
 from mac_lora_helpers.data.lints import Lint
 from mac_lora_helpers.data.manifest import load_tokens, save
 from mac_lora_helpers.data.problems import DataError, Problem
@@ -20,7 +21,7 @@ from mac_lora_helpers.data.report import (
     token_counts,
     token_view,
 )
-from mac_lora_helpers.data.sources import Source, load
+from mac_lora_helpers.data.sources import Source
 from mac_lora_helpers.data.splitting import Splits, split
 from mac_lora_helpers.data.store import Example
 from mac_lora_helpers.data.template import render_prompt, template_call
@@ -39,7 +40,6 @@ __all__ = [
     "Splits",
     "TokenPiece",
     "batch_sampler",
-    "batch_shapes",
     "encode",
     "found_rows",
     "lengths",

@@ -24,33 +24,18 @@ def choose_buckets(lengths: Sequence[int], count: int = MAX_SHAPES) -> list[int]
         lengths: tokens of each row.
     """
     sizes, rows = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
-    if len(sizes) <= count:
-        return sizes.tolist()
-    number, weight = np.cumsum(rows), np.cumsum(rows * sizes)
-    # cost[j]: padded tokens of the rows with sizes[:j + 1] in the buckets so far; `came` remembers the cuts.
-    cost = number * sizes
-    came = np.zeros((count, len(sizes)), dtype=np.int64)
-    for bucket in range(1, count):
+    number = np.concatenate([[0], np.cumsum(rows)])  # rows among the first j sizes
+    cost, came = number[1:] * sizes, []  # padded tokens of sizes[:j + 1] in the buckets so far; ``came``: where the last one begins
+    for _ in range(1, min(count, len(sizes))):
         below = np.concatenate([[0], cost[:-1]])
-        before = np.concatenate([[0], number[:-1]])
-        new = np.empty_like(cost)
-        for j in range(len(sizes)):
-            options = below[: j + 1] + (number[j] - before[: j + 1]) * sizes[j]
-            came[bucket, j] = int(np.argmin(options))
-            new[j] = options[came[bucket, j]]
-        cost = new
-    assert cost[-1] >= weight[-1]
-    return _trace_back(sizes, came, count)
-
-
-def _trace_back(sizes: np.ndarray, came: np.ndarray, count: int) -> list[int]:
+        options = [below[: j + 1] + (number[j + 1] - number[: j + 1]) * sizes[j] for j in range(len(sizes))]
+        came.append([int(np.argmin(option)) for option in options])
+        cost = np.array([option.min() for option in options])
     ends, j = [], len(sizes) - 1
-    for bucket in range(count - 1, -1, -1):
+    while j >= 0:
         ends.append(int(sizes[j]))
-        j = int(came[bucket, j]) - 1
-        if j < 0:
-            break
-    return sorted(ends)
+        j = came.pop()[j] - 1 if came else -1
+    return ends[::-1]
 
 
 class LengthGroupedBatches:
@@ -162,36 +147,3 @@ class Collator:
 def make_collator(tokenizer: Any, buckets: Sequence[int] = ()) -> Collator:
     """A collator that pads to the sampler's buckets (``LengthGroupedBatches.buckets``); without any, to the longest row."""
     return Collator(tokenizer.pad_token_id, tuple(sorted(buckets)))
-
-
-@dataclass(frozen=True)
-class BatchShapes:
-    """What an epoch's batches look like: distinct (rows, length) pairs and the padded share of all tokens."""
-
-    shapes: tuple[tuple[int, int], ...]
-    padding: float
-    batches: int
-
-
-def batch_shapes(lengths: Sequence[int], batch_size: int, seed: int, grouped: bool = True) -> BatchShapes:
-    """The shapes and the padding of one epoch.
-
-    Args:
-        grouped: as this module batches; False: the plain recipe, random order, padded to the longest row of each batch.
-    """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    if grouped:
-        sampler = LengthGroupedBatches(sizes, batch_size, seed)
-        batches: list[Any] = list(sampler)
-        buckets = np.asarray(sampler.buckets)
-        widths = [int(buckets[np.searchsorted(buckets, sizes[batch].max())]) for batch in batches]
-    else:
-        order = np.random.default_rng(seed).permutation(len(sizes))
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        widths = [int(sizes[batch].max()) for batch in batches]
-    area = sum(len(batch) * width for batch, width in zip(batches, widths, strict=True))
-    shapes = sorted({(len(batch), width) for batch, width in zip(batches, widths, strict=True)})
-    return BatchShapes(tuple(shapes), 1 - int(sizes.sum()) / area if area else 0.0, len(batches))
-
-
-__all__: list[str] = ["BatchShapes", "Collator", "LengthGroupedBatches", "batch_sampler", "batch_shapes", "choose_buckets", "make_collator"]

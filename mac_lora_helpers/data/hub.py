@@ -1,13 +1,25 @@
-"""Data sets from the Hub, and readable reasons when they cannot be had."""
+"""Rows from wherever the parameters say; data sets from the Hub, and readable reasons when they cannot be had."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mac_lora_helpers.config import Config
+from mac_lora_helpers.config import EMBEDDED, Config
 from mac_lora_helpers.data.problems import brief, listed
-from mac_lora_helpers.data.sources import Source, dataset_parts, own_splits, split_name
+from mac_lora_helpers.data.sources import Source, dataset_parts, embedded, load_files, own_splits, split_name
 from mac_lora_helpers.errors import InputError
+
+
+def load(config: Config) -> Source:
+    """Opens the source that the parameters name; reads no rows yet from files.
+
+    Raises:
+        DataError: files that are missing, empty or of an unknown kind, all of them at once.
+        InputError: a Hub data set that cannot be had, with the reason.
+    """
+    if config.data_patterns:
+        return load_files(config)
+    return embedded() if config.dataset_id == EMBEDDED else load_hub(config)
 
 
 def load_hub(config: Config) -> Source:
@@ -57,33 +69,32 @@ def _with_own_splits(found: Any, config: Config) -> Source:
     return Source(f"{config.dataset_id}, split{'s' * (len(chosen) > 1)} {listed(chosen)}", "hub", parts, "hub", notes)
 
 
+#: What the error's text shows → (what, what to do); ``{name}`` is the data set. The first that fits.
+_REASONS = (
+    (("gated", "GatedRepo"), "{name} is gated: its owner wants you to agree to terms first",
+     "accept them on https://huggingface.co/datasets/{name}, then run: hf auth login"),
+    (("OfflineMode", "ConnectError", "ConnectionError", "ConnectTimeout", "Couldn't reach", "Name or service", "LocalEntryNotFound"),
+     "{name} is not on this machine and the Hub cannot be reached",
+     "check the network (and HF_HUB_OFFLINE, HF_ENDPOINT), or use data_files, or dataset_id=embedded"),
+    (("Unknown split", "split", "slice"), "no such split: {told}",
+     "write it as in the data set's page, with an optional slice: train[:500], train[10%:20%]"),
+    (("Config name is missing", "BuilderConfig"), "{name} has subsets: {told}", "name one: dataset_id={name}:subset"),
+    (("NotFound", "401", "doesn't exist"), "the Hub has no data set {name}, or it is private",
+     "check the spelling (user/name); for a private one run: hf auth login"),
+    (("",), "{name} cannot be loaded: {told}", "try another data set, or export it to data_files"),
+)  # fmt: skip
+
+
 def _readable(error: Exception, config: Config) -> InputError:
     """The error for people; the kinds are the ones that ``datasets`` and its Hub client really raise."""
-    text = " ".join(f"{type(item).__name__} {item}" for item in _chain(error))
-    where, name = f"parameter dataset_id={config.dataset_id}", config.dataset_id
-    if "gated" in text.lower() or "GatedRepo" in text:
-        fix = f"accept them on https://huggingface.co/datasets/{name}, then run: hf auth login"
-        return InputError(f"{name} is gated: its owner wants you to agree to terms first", where=where, fix=fix)
-    if any(sign in text for sign in _OFFLINE):
-        fix = "check the network (and HF_HUB_OFFLINE, HF_ENDPOINT), or use data_files, or dataset_id=embedded"
-        return InputError(f"{name} is not on this machine and the Hub cannot be reached", where=where, fix=fix)
-    if "Unknown split" in text or "split" in str(error).lower() or "slice" in str(error).lower():
-        fix = "write it as in the data set's page, with an optional slice: train[:500], train[10%:20%]"
-        return InputError(f"no such split: {brief(error, 200)}", where=f"parameter dataset_split={config.dataset_split}", fix=fix)
-    if "Config name is missing" in text or "BuilderConfig" in text:
-        return InputError(f"{name} has subsets: {brief(error, 200)}", where=where, fix=f"name one: dataset_id={name}:subset")
-    if "NotFound" in text or "401" in text or "doesn't exist" in text:
-        fix = "check the spelling (user/name); for a private one run: hf auth login"
-        return InputError(f"the Hub has no data set {name}, or it is private", where=where, fix=fix)
-    return InputError(f"{name} cannot be loaded: {brief(error, 200)}", where=where, fix="try another data set, or export it to data_files")
-
-
-_OFFLINE = ("OfflineMode", "ConnectError", "ConnectionError", "ConnectTimeout", "Couldn't reach", "Name or service", "LocalEntryNotFound")
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return seen
+    chain: list[BaseException] = []
+    inner: BaseException | None = error
+    while inner is not None and inner not in chain:
+        chain.append(inner)
+        inner = inner.__cause__ or inner.__context__
+    text = " ".join(f"{type(item).__name__} {item}" for item in chain)
+    what, fix = next((what, fix) for signs, what, fix in _REASONS if any(sign in text for sign in signs))
+    split = "split" in what
+    where = f"parameter dataset_split={config.dataset_split}" if split else f"parameter dataset_id={config.dataset_id}"
+    told = {"name": config.dataset_id, "told": brief(error, 200)}
+    return InputError(what.format(**told), where=where, fix=fix.format(**told))

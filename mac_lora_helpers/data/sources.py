@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mac_lora_helpers.config import EMBEDDED, Config
+from mac_lora_helpers.config import Config
 from mac_lora_helpers.data import readers
 from mac_lora_helpers.data.problems import DataError, Fault, Problems, brief, file_error, listed
 from mac_lora_helpers.data.readers import Record
@@ -32,7 +32,6 @@ _WORDS = {
     "train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid", "eval": "valid",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_SLICE = re.compile(r"([^\[\]]+?)\s*(?:\[\s*(-?\d*%?)\s*:\s*(-?\d*%?)\s*\])?$")
 
 
 @dataclass(frozen=True)
@@ -80,23 +79,17 @@ class Source:
                 yield part, record
 
 
-def load(config: Config) -> Source:
-    """Opens the source that the parameters name; reads no rows yet from files.
+def load_files(config: Config) -> Source:
+    """Opens the files, folders and addresses that ``data_files`` names; reads no rows yet.
 
     Raises:
         DataError: files that are missing, empty or of an unknown kind, all of them at once.
-        InputError: a Hub data set that cannot be had, with the reason.
     """
-    if config.data_patterns:
-        return _sliced(_from_files(config.data_patterns), config)
-    if config.dataset_id == EMBEDDED:
-        return _embedded()
-    from mac_lora_helpers.data.hub import load_hub
-
-    return load_hub(config)
+    return _sliced(_from_files(config.data_patterns), config)
 
 
-def _embedded() -> Source:
+def embedded() -> Source:
+    """The data set that ships with the package."""
     from mac_lora_helpers import smoke
 
     files = {name: Path(path) for name, path in smoke.data_files().items() if name in SPLITS}
@@ -324,37 +317,21 @@ def _sliced(source: Source, config: Config) -> Source:
     """The rows of ``dataset_split``, as ``datasets`` would cut them, where the caller set one for files."""
     if not config.asked("dataset_split"):
         return source
-    parsed = _SLICE.match(config.dataset_split.strip())
-    names = list(dict.fromkeys(part.split for part in source.parts)) if source.predefined else ["train"]
-    wanted = split_name(parsed[1]) or parsed[1] if parsed else ""
-    if wanted not in names:
-        raise file_error("no_split", f"parameter dataset_split={config.dataset_split}", f"no such split: the files hold {listed(names)}")
-    parts = [part for part in source.parts if part.split in ("", wanted)]
-    start, stop = (parsed[2] or "", parsed[3] or "") if parsed else ("", "")
-    if not start and not stop:
-        chosen = parts
-    else:
-        total = sum(1 for part in parts for _ in part.records()) if "%" in start + stop or "-" in start + stop else 0
-        chosen = _cut(parts, _bound(start, total, 0), _bound(stop, total, None))
-    note = f"only {config.dataset_split} is read, as dataset_split says"
-    return Source(source.name, source.kind, [Part(part.label, part.records) for part in chosen], source.form, [note])
+    from datasets import ReadInstruction
 
+    counts: dict[str, int] = {}
+    for part in source.parts:
+        counts[part.split or "train"] = counts.get(part.split or "train", 0) + sum(1 for _ in part.records())
+    try:
+        (wanted,) = ReadInstruction.from_spec(config.dataset_split).to_absolute(counts)
+    except (ValueError, AssertionError):
+        where, what = f"parameter dataset_split={config.dataset_split}", f"no such split: the files hold {listed(counts)}"
+        raise file_error("no_split", where, what) from None
+    parts = [part for part in source.parts if (part.split or "train") == wanted.splitname]
 
-def _bound(text: str, total: int, default: int | None) -> int | None:
-    if not text:
-        return default
-    number = round(int(text[:-1]) * total / 100) if text.endswith("%") else int(text)
-    return max(0, total + number) if text.startswith("-") else number
+    def records(index: int) -> Iterator[Record]:
+        rows = ((number, record) for number, part in enumerate(parts) for record in part.records())
+        return (record for number, record in islice(rows, wanted.from_, wanted.to) if number == index)
 
-
-def _cut(parts: list[Part], start: int | None, stop: int | None) -> list[Part]:
-    """Parts whose records, one after the other, are those from ``start`` to before ``stop``."""
-
-    def rows() -> Iterator[tuple[int, Record]]:
-        pairs = ((index, record) for index, part in enumerate(parts) for record in part.records())
-        return islice(pairs, start, stop)
-
-    def only(wanted: int) -> Iterator[Record]:
-        return (record for index, record in rows() if index == wanted)
-
-    return [Part(part.label, partial(only, index)) for index, part in enumerate(parts)]
+    cut = [Part(part.label, partial(records, index)) for index, part in enumerate(parts)]
+    return Source(source.name, source.kind, cut, source.form, [f"only {config.dataset_split} is read, as dataset_split says"])

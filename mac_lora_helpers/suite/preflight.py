@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mac_lora_helpers.config import Config
+from mac_lora_helpers.data.sources import load_files
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.model import find_base
 from mac_lora_helpers.redaction import portable
@@ -27,9 +28,7 @@ def preflight(config: Config) -> None:
 def check_data_files(config: Config) -> None:
     """What ``data_files`` names is there, not empty, and of a known kind; no row is read."""
     if config.data_patterns:
-        from mac_lora_helpers.data.sources import load  # the command's own help must come without NumPy
-
-        load(config)
+        load_files(config)
 
 
 def check_model_folder(config: Config) -> None:
