@@ -374,7 +374,7 @@ def without_padding(value: Any, kind: Any) -> Any:
     """Structs without their null keys, at every depth; a key that is null in every row was written by somebody and stays."""
     import pyarrow as pa
 
-    if isinstance(value, dict):
+    if isinstance(value, dict) and pa.types.is_struct(kind):
         fields = [kind.field(index) for index in range(kind.num_fields)]
         real = (field for field in fields if value[field.name] is not None or pa.types.is_null(field.type))
         return {field.name: without_padding(value[field.name], field.type) for field in real}

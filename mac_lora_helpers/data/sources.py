@@ -218,17 +218,12 @@ def dataset_parts(found: dict[str, Any], name: str) -> dict[str, Part]:
 
 def _dataset_rows(dataset: Any) -> Iterator[Record]:
     """Rows as ``datasets`` decodes them, without Arrow's padding."""
-    schema = dataset.features.arrow_schema
-    json_columns = [name for name, kind in dataset.features.items() if "Json(" in repr(kind)]
-    if not json_columns:
-        yield from readers.arrow_rows(table for table in dataset.with_format("arrow").iter(batch_size=128))
-        return
-    number = 0  # columns of any JSON come decoded, and have no padding
+    schema, number = dataset.features.arrow_schema, 0
     for batch in dataset.iter(batch_size=128):
         for values in zip(*batch.values(), strict=True):
             number += 1
-            row = dict(zip(batch, values, strict=True))
-            yield Record(number, {k: v if k in json_columns else readers.without_padding(v, schema.field(k).type) for k, v in row.items()})
+            row = zip(batch, values, strict=True)
+            yield Record(number, {name: readers.without_padding(value, schema.field(name).type) for name, value in row})
 
 
 def _open(path: Path, problems: Problems) -> Iterator[tuple[Part, str]]:

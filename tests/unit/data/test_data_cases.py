@@ -313,6 +313,20 @@ def test_thinking_is_asked_for_in_rows_and_in_prompts(tmp_path):
     assert "enable_thinking" in next(lint.what for lint in told if lint.name == "argument_unused")
 
 
+@pytest.mark.parametrize("template", ["qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "qwen3_8", "gemma4", "gptoss"])
+@pytest.mark.parametrize("thinking", [True, False])
+def test_thinking_templates_train_the_answer_behind_what_inference_writes(template, thinking, tmp_path):
+    made = make(stock_tokenizer(tmp_path / "model", template), CASES / "tabs.tsv", enable_thinking=thinking)
+    tokenizer = made[4]
+    for example, row in zip(made[3]["train"], made[-1].splits["train"], strict=True):
+        ((start, stop),) = runs(row["labels"])
+        assert row["input_ids"][:start] == data.render_prompt(tokenizer, example.messages[:1])
+        assert example.messages[1]["content"] in tokenizer.decode(row["input_ids"][start:stop])
+    if thinking:
+        lost = make(tmp_path / "model", CASES / "reasoning_content.jsonl", enable_thinking=True)[-1].lost
+        assert lost == ({"reasoning": 6} if template == "gemma4" else {})  # it writes reasoning only before calls
+
+
 def test_rows_longer_than_the_models_positions_are_refused(tmp_path):
     model = write_kind(tmp_path / "model", "qwen2")
     (model / "config.json").write_text(json.dumps({"model_type": "qwen2", "max_position_embeddings": 512}))
