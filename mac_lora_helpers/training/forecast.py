@@ -128,7 +128,9 @@ def forecast(
         found = ask(config)
         return replace(found, advice=_advice(config, found, ask)) if found.fits is False else found
     except Exception as error:  # advice must not stop work, whatever a model's code does with shapes
-        reason = error.what if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, UserError):
+            reason = f"{error.what}; to do: {error.fix}" if error.fix else error.what
         auto = config.gradient_checkpointing == "auto"
         why = "the memory could not be counted, and with it less is needed" if auto else "as asked"
         on = auto or bool(config.gradient_checkpointing)
