@@ -127,7 +127,7 @@ def measure(point: tuple[Any, ...], device: str, folder: str) -> dict[str, Any]:
     run.write_json("manifest", {"fingerprint": "random rows"})
     shape = model_config(family, size)
     memory.settle()
-    baseline = memory.used("cpu") - memory.library_bytes()
+    baseline = memory.used("cpu")
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype))
     model.memory_baseline = baseline

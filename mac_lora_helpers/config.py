@@ -114,6 +114,9 @@ class Config(BaseModel):
     lora_targets: Text = _param(
         "auto", "auto: the attention projections; all-linear; or module names, comma separated", "LoRA", "training", min_length=1
     )
+    start_adapter: Text = _param(
+        "", "adapter to train further: a PEFT folder, a run directory or a Hub id; empty: a new one", "LoRA", "training"
+    )
     use_rslora: bool = _param(False, "scale the update by alpha / √r instead of alpha / r: steadier at large ranks", "LoRA", "training")
     use_dora: bool = _param(
         False, "DoRA: the size of each weight column is trained too; slower, a little better at small ranks", "LoRA", "training"

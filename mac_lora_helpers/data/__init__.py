@@ -4,7 +4,6 @@ The steps, in order: ``load`` → ``validate`` → ``split`` → ``load_tokenize
 Later stages call ``load_tokens``, which refuses tokens that are not the manifest's.
 """
 
-from mac_lora_helpers.data.batches import LengthGroupedBatches, batch_sampler, make_collator
 from mac_lora_helpers.data.encoding import Encoded, encode
 from mac_lora_helpers.data.hub import load
 from mac_lora_helpers.data.lints import Lint
@@ -33,20 +32,17 @@ __all__ = [
     "Encoded",
     "Example",
     "Found",
-    "LengthGroupedBatches",
     "Lint",
     "Problem",
     "Source",
     "Splits",
     "TokenPiece",
-    "batch_sampler",
     "encode",
     "found_rows",
     "lengths",
     "load",
     "load_tokenizer",
     "load_tokens",
-    "make_collator",
     "overview",
     "overview_json",
     "prepare_tokenizer",

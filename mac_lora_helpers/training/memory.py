@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import gc
 import threading
-from collections.abc import Iterator
 
 #: Seconds between two samples; one sample costs about 20 µs.
 INTERVAL = 0.02
@@ -29,23 +28,6 @@ def used(device: str) -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
-
-
-_library_bytes = 0
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Around an import: what the library adds to the process is no part of what training uses."""
-    global _library_bytes
-    before = used("cpu")
-    yield
-    _library_bytes += max(used("cpu") - before, 0)
-
-
-def library_bytes() -> int:
-    """Bytes that imports under ``importing`` have added so far."""
-    return _library_bytes
 
 
 def settle() -> None:

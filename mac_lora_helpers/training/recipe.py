@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from mac_lora_helpers.adapter import Adapter
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.compat import known_warnings
 from mac_lora_helpers.config import Config
@@ -112,6 +113,28 @@ def load_model(config: Config, device: Any, dtype: Any) -> Any:
         )
     settle_threads(model.num_parameters(), device.name)
     return model.to(device.name)
+
+
+def with_start(model: Any, run: RunDir, config: Config) -> Any:
+    """The model with the adapter of ``start_adapter``, to be trained further as it is: its rank and targets count, not this run's.
+
+    Raises:
+        InputError: no such adapter, or not one of this model's.
+    """
+    from peft import PeftModel
+
+    found = Adapter.find(run, config.model_copy(update={"adapter_dir": config.start_adapter}))
+    try:
+        model = PeftModel.from_pretrained(model, found.folder, is_trainable=True)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{found.name} is no adapter of this model: {first_line(error)}",
+            where="parameter start_adapter",
+            fix=f"set model_id to the model that it was made for ({found.base or 'its settings do not say which'})",
+        ) from error
+    lora = model.peft_config["default"]
+    print(f"the training starts from {found.name}: r {lora.r}, alpha {lora.lora_alpha}, {', '.join(sorted(lora.target_modules))}")
+    return model
 
 
 def settle_threads(parameters: int, device: str) -> None:

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers.adapter import Adapter
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError
@@ -43,7 +44,13 @@ def identity(run: RunDir, config: Config) -> dict[str, Any]:
         "config_hash": hashlib.sha256(text.encode()).hexdigest(),
         "data_fingerprint": run.read_json("manifest")["fingerprint"],
         "model": _model_files(config),
+        "start": _start(run, config),
     }
+
+
+def _start(run: RunDir, config: Config) -> str | None:
+    """The digest of the adapter that is trained further."""
+    return Adapter.find(run, config.model_copy(update={"adapter_dir": config.start_adapter})).digest if config.start_adapter else None
 
 
 def _model_files(config: Config) -> str | None:
@@ -187,6 +194,8 @@ def differences(had: dict[str, Any], now: dict[str, Any]) -> list[str]:
         changed.append("the data are others (their fingerprint differs)")
     if had["model"] != now["model"]:
         changed.append("the base model's files are others")
+    if had.get("start") != now["start"]:
+        changed.append("the adapter that the training starts from is another")
     return changed
 
 

@@ -32,7 +32,7 @@ from mac_lora_helpers.training.checkpoints import WholeCheckpoints, unsaved
 from mac_lora_helpers.training.curve import Curve
 from mac_lora_helpers.training.forecast import Forecast, forecast_for, turn_down
 from mac_lora_helpers.training.log import RunLog
-from mac_lora_helpers.training.recipe import first_line, quiet, settle_threads, total_steps
+from mac_lora_helpers.training.recipe import first_line, quiet, settle_threads, total_steps, with_start
 
 #: Bytes in use on a device before the model was loaded (``recipe.loading``): not the training's.
 BASELINE: dict[str, int] = {}
@@ -55,6 +55,10 @@ class LoraTrainer(WholeCheckpoints):
         known = _checked(args, others["model"], train_dataset, config)
         self.identity, self.folder = resume.identity(run, config), run.path("checkpoints")
         self.config, self.run, self.tokens = config, run, {"train": train_dataset, "valid": others.get("eval_dataset")}
+        if config.start_adapter:
+            others |= {"model": with_start(others["model"], run, config), "peft_config": None}
+        if config.use_dora:
+            print("use_dora: 05 exports the merged model and its GGUF files; a LoRA GGUF and an MLX adapter cannot hold DoRA")
         self.batch_tokens = config.max_seq_length * args.per_device_train_batch_size
         self.forecast = self._forecast(others["model"], args.device.type, config)
         args = _whole_steps(args, self.folder, f"{run.root.resolve().name}-{self.identity['config_hash'][:8]}")

@@ -7,6 +7,7 @@ weights, hooks, mixed precision) is found here and named; such a model keeps the
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,6 @@ class Parts:
 
 def require_known(trainer: Any) -> None:
     """Raises Unknown with the first difference found."""
-
     if not hasattr(trainer.model, "get_base_model"):
         raise Unknown("the model has no PEFT adapter")
     _require_trainer(trainer)
@@ -61,46 +61,44 @@ def require_known_model(model: Any) -> None:
 
 
 def _require_trainer(trainer: Any) -> None:
-    import inspect
+    args, accelerator = trainer.args, trainer.accelerator
+    forward = trainer.model.get_base_model().forward
+    _refuse(
+        (accelerator.mixed_precision != "no", f"mixed precision ({accelerator.mixed_precision}) is on; the weights' own dtype is wanted"),
+        (accelerator.distributed_type.value not in ("NO", "MULTI_CPU", "MULTI_GPU"), "parameters are sharded"),
+        (args.activation_offloading, "activation offloading is on"),
+        (args.label_smoothing_factor or trainer.compute_loss_func, "label smoothing, or a loss function of one's own, needs all logits"),
+        (args.torch_compile, "the model is compiled"),
+        (not hasattr(trainer.train_dataset, "__len__"), "the training data are a stream, whose longest row is not known"),
+        ("fused_lm_head" not in inspect.signature(forward, follow_wrapped=False).parameters, "this version of trl has another output head"),
+    )
 
-    accelerator = trainer.accelerator
-    if accelerator.mixed_precision != "no":
-        raise Unknown(f"mixed precision ({accelerator.mixed_precision}) is on; the fast path takes the weights' own dtype")
-    if str(accelerator.distributed_type.value) not in ("NO", "MULTI_CPU", "MULTI_GPU"):
-        raise Unknown(f"parameters are sharded ({accelerator.distributed_type.value})")
-    if trainer.args.activation_offloading:
-        raise Unknown("activation offloading is on")
-    if trainer.args.label_smoothing_factor or trainer.compute_loss_func is not None:
-        raise Unknown("label smoothing, or a loss function of one's own, needs all logits")
-    if trainer.args.torch_compile:
-        raise Unknown("the model is compiled")
-    if not hasattr(trainer.train_dataset, "select_columns") or not hasattr(trainer.train_dataset, "__len__"):
-        raise Unknown("the training data are a stream, whose longest row is not known")
-    if "fused_lm_head" not in inspect.signature(trainer.model.get_base_model().forward, follow_wrapped=False).parameters:
-        raise Unknown("this version of trl has another output head")
+
+def _refuse(*found: tuple[Any, str]) -> None:
+    """Raises Unknown with the first text whose condition holds."""
+    for wrong, what in found:
+        if wrong:
+            raise Unknown(what)
 
 
 def _require_family(base: Any) -> None:
     config = base.config
-    if config.model_type not in FAMILIES:
-        raise Unknown(f"{config.model_type} is not one of {', '.join(FAMILIES)}")
-    home = f"transformers.models.{config.model_type}."
-    if not type(base).__module__.startswith(home) or not all(type(layer).__module__.startswith(home) for layer in base.model.layers):
-        raise Unknown("the model's code is not transformers' own")
-    if config._attn_implementation != "sdpa":
-        raise Unknown(f"attention is computed by {config._attn_implementation}, not sdpa")
-    if config.hidden_act not in ("silu", "swish"):
-        raise Unknown(f"its activation is {config.hidden_act}, not silu")
-    if base.model.rotary_emb.inv_freq.numel() * 2 != base.model.layers[0].self_attn.head_dim:
-        raise Unknown("rotary positions turn only a part of each head")
+    _refuse((config.model_type not in FAMILIES, f"{config.model_type} is not one of {', '.join(FAMILIES)}"))
+    home, layers = f"transformers.models.{config.model_type}.", base.model.layers
+    _refuse(
+        (any(not type(part).__module__.startswith(home) for part in (base, *layers)), "the model's code is not transformers' own"),
+        (config._attn_implementation != "sdpa", f"attention is computed by {config._attn_implementation}, not sdpa"),
+        (config.hidden_act not in ("silu", "swish"), f"its activation is {config.hidden_act}, not silu"),
+        (base.model.rotary_emb.inv_freq.numel() * 2 != layers[0].self_attn.head_dim, "rotary positions turn only a part of each head"),
+    )
 
 
 def _require_head(base: Any) -> None:
-    head = base.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
-        raise Unknown("the output head is not a plain linear layer without bias")
-    if any(getattr(base.config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")):
-        raise Unknown("its logits are scaled or capped")
+    head, scales = base.get_output_embeddings(), ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    _refuse(
+        (type(head) is not nn.Linear or head.bias is not None, "the output head is not a plain linear layer without bias"),
+        (any(getattr(base.config, name, None) for name in scales), "its logits are scaled or capped"),
+    )
 
 
 def _require_trained(model: Any, base: Any) -> None:

@@ -28,13 +28,11 @@ class Plan:
         mlp_layers: decoder layers whose gate and up are computed again; from the lowest adapted one on.
         whole_layers: every layer is computed again (gradient checkpointing).
         kept_bytes: what is kept for one batch.
-        reason: why, in one sentence.
     """
 
     mlp_layers: int
     whole_layers: bool
     kept_bytes: int
-    reason: str
 
     @property
     def kind(self) -> str:
@@ -46,10 +44,6 @@ class Plan:
         if self.whole_layers:
             return "layer"
         return "mlp" if index < self.mlp_layers else "nothing"
-
-    def __str__(self) -> str:
-        what = "every layer" if self.whole_layers else f"the MLP of {self.mlp_layers} layers" if self.mlp_layers else "nothing"
-        return f"computes {what} again ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -102,10 +96,10 @@ def choose_plan(sizes: Kept, budget: int | None, wanted: str = "auto") -> Plan:
     checkpointed = sizes.boundary * sizes.layers + sizes.layer
     if wanted != "auto":
         numbers = {"nothing": (0, False, everything), "mlp": (sizes.layers, False, lean), "layers": (0, True, checkpointed)}
-        return Plan(*numbers[wanted], "as asked")
+        return Plan(*numbers[wanted])
     if budget is None or everything <= budget:
-        return Plan(0, False, everything, "all of it fits")
+        return Plan(0, False, everything)
     short = math.ceil((everything - budget) / sizes.wide)
     if short <= sizes.layers:
-        return Plan(short, False, everything - short * sizes.wide, "to fit the free memory")
-    return Plan(0, True, checkpointed, "to fit the free memory")
+        return Plan(short, False, everything - short * sizes.wide)
+    return Plan(0, True, checkpointed)

@@ -204,3 +204,23 @@ def test_trackio_is_the_librarys_own_and_stays_here(make, trainer_for, tokens, m
     monkeypatch.setenv("TRACKIO_DIR", "here")
     assert training.running(config, SimpleNamespace(name="cpu"), tokens)["report_to"] == "trackio"
     assert [name for name in os.environ if name.startswith("TRACKIO_")] == ["TRACKIO_DIR"]
+
+
+def test_an_adapter_is_trained_further(make, train, tokens, capsys):
+    first, config = make(max_steps=12, learning_rate=5e-3, lora_dropout=0)
+    _, before = train(first, config, tokens)
+    run, config = make(folder="further", max_steps=12, learning_rate=5e-3, lora_dropout=0, lora_r=16, start_adapter=str(first.root))
+    trainer, after = train(run, config, tokens)
+    assert trainer.run_log.losses[0] < before["first_loss"]
+    assert after["train_loss_tuned"] < before["train_loss_tuned"]
+    assert run.read_json("train_config")["lora"]["r"] == 4, "the adapter's own rank"
+    assert "the training starts from" in capsys.readouterr().out
+    _, config = make(folder="other", start_adapter=str(first.root / "checkpoints"))
+    with pytest.raises(InputError, match="no PEFT adapter"):
+        trained_by_cells(run, config, tokens)
+
+
+def test_what_an_export_cannot_hold_is_said_before_the_training(make, trainer_for, tokens, capsys):
+    run, config = make(use_dora=True)
+    trainer_for(run, config, tokens)
+    assert "an MLX adapter cannot hold DoRA" in capsys.readouterr().out
