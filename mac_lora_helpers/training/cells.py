@@ -7,7 +7,9 @@ by their tags: ``data form model adapter recipe trainer train result``; ``result
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
@@ -32,9 +34,23 @@ def run_cells(names: Mapping[str, Any], first: str = "data", last: str = "result
     space: dict[str, Any] = {"__name__": "notebook_03"}
     _run(*cells[tags.index("imports")], space)
     space.update(names)
-    for tag, source in cells[begin:end]:
-        _run(tag, source, space)
+    with _headless():
+        for tag, source in cells[begin:end]:
+            _run(tag, source, space)
     return space
+
+
+@contextlib.contextmanager
+def _headless() -> Iterator[None]:
+    """No forms and no buttons inside: nobody is there to click."""
+    before = os.environ.get("MAC_LORA_HEADLESS")
+    os.environ["MAC_LORA_HEADLESS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("MAC_LORA_HEADLESS")
+        if before is not None:
+            os.environ["MAC_LORA_HEADLESS"] = before
 
 
 def run_training(run: RunDir, config: Config) -> dict[str, Any] | None:
