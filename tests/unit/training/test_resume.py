@@ -239,7 +239,7 @@ def test_killed_at_random_moments_it_still_ends_the_same(make, plan, straight, t
     (tmp_path / "config.json").write_text(json.dumps(config.model_dump()))
     script = Path(__file__).with_name("kill_drill.py")
     command = [sys.executable, str(script), str(tmp_path / "config.json"), str(tmp_path / "rows.json"), "10"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("killed near") == 10, "a training ended before it could be killed"
     assert "Going on from step" in done.stdout

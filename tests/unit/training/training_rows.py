@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 
 from mac_lora_helpers.artifacts import RunDir
 
@@ -37,9 +36,22 @@ def dataset(made):
     return Dataset.from_list(made)
 
 
+class Watched:
+    """``ui`` with a listener in place of the live figure."""
+
+    def __init__(self, on_log):
+        self.LiveLoss = lambda: on_log
+
+    def __getattr__(self, name):
+        from mac_lora_helpers import ui
+
+        return getattr(ui, name)
+
+
 def trained_by_cells(run, config, tokens, on_log=lambda rows, now: None, last="trainer"):
     """All names after notebook 03's cells from the model on."""
     from mac_lora_helpers.training.cells import run_cells
 
-    ui = SimpleNamespace(LiveLoss=lambda: on_log)
-    return run_cells({"run": run, "config": config, "tokens": tokens, "ui": ui, "manifest": run.read_json("manifest")}, "model", last)
+    return run_cells(
+        {"run": run, "config": config, "tokens": tokens, "ui": Watched(on_log), "manifest": run.read_json("manifest")}, "model", last
+    )
