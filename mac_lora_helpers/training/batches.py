@@ -116,11 +116,6 @@ class Passes:
         """The index of the bucket that a row is padded to."""
         return int(np.searchsorted(self.buckets, length))
 
-    def largest(self) -> tuple[int, int]:
-        """Rows and tokens of the largest pass."""
-        shapes = [(min(size, len(self.lengths)), int(bucket)) for size, bucket in zip(self.sizes, self.buckets, strict=True)]
-        return max(shapes, key=lambda shape: shape[0] * shape[1])
-
     def split(self, lengths: Sequence[int], at_least: int = 1) -> list[list[int]]:
         """Positions of a step's rows, pass by pass, the longest rows first.
 
@@ -200,9 +195,16 @@ def plan_passes(lengths: Any, rows: int, budget: int, seed: int) -> Passes:
     return passes
 
 
-def largest_pass(lengths: Any, config: Config) -> tuple[int, int]:
-    """Rows and tokens of the largest pass of a training in one process: what the memory forecast counts."""
-    return Passes(lengths, config.effective_batch_size, config.max_seq_length * config.per_device_train_batch_size).largest()
+def largest_pass(lengths: Any, rows: int, budget: int) -> tuple[int, int]:
+    """Rows and tokens of the largest pass of rows of these lengths: what memory is planned for.
+
+    Args:
+        rows: of an optimizer step. budget: tokens of a pass.
+    """
+    units = np.array(_units(rows))
+    fitting = [(units[(units * length <= budget) | (units == 1)].max(), length) for length in np.unique(lengths)]
+    shapes = [(min(int(unit), len(lengths)), int(length)) for unit, length in fitting]
+    return max(shapes, key=lambda shape: shape[0] * shape[1])
 
 
 def dealt_out(dataset: Any, rows: int, processes: int) -> Any:

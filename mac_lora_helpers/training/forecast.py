@@ -21,6 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError, first_line
@@ -155,10 +157,11 @@ def turn_down(config: Config, trainer: Any) -> str:
 
 
 def batch_shape(config: Config, lengths: Sequence[int] | None) -> tuple[int, int]:
-    """Rows and tokens of the largest batch."""
-    known = list(lengths) if lengths is not None else []
-    rows = min(config.per_device_train_batch_size, len(known)) if known else config.per_device_train_batch_size
-    return rows, max(2, min(max(known, default=config.max_seq_length), config.max_seq_length))
+    """Rows and tokens of the largest pass through the model: short rows go through together (``batches``)."""
+    if lengths is None or not len(lengths):
+        return config.per_device_train_batch_size, max(2, config.max_seq_length)
+    cut = np.minimum(np.asarray(lengths), config.max_seq_length)
+    return batches.largest_pass(cut, config.effective_batch_size, config.max_seq_length * config.per_device_train_batch_size)
 
 
 def _settled(config: Config, model_config: Any, known: Forecast, lengths: Sequence[int] | None) -> Forecast:

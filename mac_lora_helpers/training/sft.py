@@ -86,10 +86,8 @@ class LoraTrainer(WholeCheckpoints):
     # What was decided before the first step
 
     def _forecast(self, model: Any, device: str, config: Config) -> Forecast:
-        """Of the largest pass."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        rows, tokens = batches.largest_pass(batches.lengths_of(self.tokens["train"]), config)
-        return forecast_for(config.model_copy(update={"per_device_train_batch_size": rows}), base, [tokens] * rows, device)
+        return forecast_for(config, base, batches.lengths_of(self.tokens["train"]), device)
 
     def _settle_checkpointing(self, args: Any) -> None:
         """With ``gradient_checkpointing`` auto: on if the training would not fit without."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mac_lora_helpers.training import memory, processes
+from mac_lora_helpers.training.batches import largest_pass
 from mac_lora_helpers.training.fast.head import FrozenHead, tile, tile_bytes
 from mac_lora_helpers.training.fast.known import Parts, Unknown, lowest_adapted, require_known, require_unwatched, take_apart
 from mac_lora_helpers.training.fast.layer import Work, run_layer
@@ -131,7 +132,7 @@ def undo(trainer: Any) -> None:
 def _plan(trainer: Any, recompute: str, budget: int | None) -> Plan:
     model, device = trainer.model, trainer.args.device.type
     config, itemsize = model.get_base_model().config, model.get_base_model().dtype.itemsize
-    rows, length = trainer.passes.largest()
+    rows, length = largest_pass(trainer.passes.lengths, trainer.passes.rows, trainer.passes.budget)
     sizes = kept(config, rows, length, itemsize, model.active_peft_config, device)
     if recompute == "auto" and not trainer.args.gradient_checkpointing:
         recompute = "nothing"

@@ -39,7 +39,9 @@ def test_an_epoch_shows_few_shapes_with_little_padding_and_every_row_once(name, 
 def test_eight_rows_of_a_hundred_tokens_are_two_passes():
     passes = Passes([100] * 64, rows=8, budget=512)
     assert [len(part) for part in passes.split([100] * 8)] == [4, 4]
-    assert passes.largest() == (4, 100)
+    assert largest_pass([100] * 64, 8, 512) == (4, 100)
+    assert largest_pass([100] * 64 + [512], 8, 512) == (1, 512)
+    assert largest_pass([100] * 3, 8, 512) == (3, 100)
 
 
 def test_several_processes_make_equally_many_passes():
@@ -91,7 +93,7 @@ def test_the_losses_are_those_of_one_row_at_a_time(make, trainer_for, path, accu
 def test_the_forecast_counts_the_largest_pass(make, trainer_for):
     run, config = make(max_seq_length=96, gradient_accumulation_steps=8)
     trainer = trainer_for(run, config, {"train": dataset(rows(40, shortest=20))})
-    assert trainer.forecast.shape == largest_pass(lengths_of(trainer.tokens["train"]), config)
+    assert trainer.forecast.shape == largest_pass(lengths_of(trainer.tokens["train"]), 8, 96)
     assert trainer.forecast.shape[0] > 1
 
 
