@@ -142,7 +142,9 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], progress:
     with _headless(), _private_kernels() as kernels, atomic_file(target) as temporary:
         failure: NotebookFailed | None = None
         try:
-            papermill.execute_notebook(source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), **_ENGINE, **kernels)
+            papermill.execute_notebook(
+                source, temporary, dict(parameters), progress_bar=bar, cwd=os.getcwd(), stdout_file=_Steps(), **_ENGINE, **kernels
+            )
         except PapermillExecutionError as error:
             failure = _cell_failed(error, temporary, target)
         except KeyboardInterrupt:
@@ -255,6 +257,18 @@ def _headless() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+class _Steps:
+    """What a notebook prints while it runs, as far as it says how far a training is: passed on to the terminal."""
+
+    def write(self, text: str) -> None:
+        for line in text.splitlines():
+            if re.match(r"step [\d,]+ of ", line):
+                _say(f"  {line}")
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 def _say(line: str) -> None:
