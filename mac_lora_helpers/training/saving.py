@@ -41,7 +41,6 @@ def save_adapter(trainer: Any, run: RunDir, config: Config) -> Path:
         The adapter's folder.
     """
     with run.writing("saving the adapter"):
-        (run.root / "train_config.json").unlink(missing_ok=True)  # never an old config beside a new adapter
         with run.folder("adapter") as folder:
             write_adapter(trainer.model, folder, config.model_id)
             trainer.processing_class.save_pretrained(folder)
