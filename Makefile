@@ -31,10 +31,10 @@ lab: $(READY)
 # Two processes, whole files each: what a file prepares is prepared once. In the order of the folders, so that the run ends with
 # many small files; by number of tests, a few files of one long test each would be left for the end.
 test: $(READY)
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not families"
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not families and not real"
 
 check: lint
-	$(PYTHON) -m pytest -m "not slow and not browser and not families"
+	$(PYTHON) -m pytest -m "not slow and not browser and not families and not real"
 
 lint: $(READY)
 	$(PYTHON) -m ruff check .

@@ -57,14 +57,15 @@ def write_merged(model: Any, run: RunDir, source: Source, head: str = "") -> Mer
     Raises:
         CheckFailed: a merged weight is not finite.
     """
-    model, adapter = text_model(model), source.updates
+    adapter = source.updates
     if broken := [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]:
         raise CheckFailed(f"{broken[0]} is not finite after the merge", where="adapter", fix="train again; see 03's audit")
     dtype, cast = _choose(model, source, adapter)
     with run.folder("merged") as folder:
         model.generation_config.eos_token_id = list(source.ends) if len(source.ends) > 1 else source.ends[0]
         with quiet():
-            model.save_pretrained(folder, state_dict=_cast(model, dtype))
+            own_names = "key_mapping" in source.options  # else the names of the checkpoint with its towers would come back
+            model.save_pretrained(folder, state_dict=_cast(model, dtype), save_original_format=not own_names)
         copy_tokenizer(source, folder)
         path = folder / "config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
@@ -72,30 +73,6 @@ def write_merged(model: Any, run: RunDir, source: Source, head: str = "") -> Mer
         path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         size = sum(file.stat().st_size for file in folder.iterdir())
     return Merged(dtype, cast, head, len(adapter.modules), size)
-
-
-def text_model(model: Any) -> Any:
-    """The language part of a model that also sees pictures, as the family's text model; any other model as it is.
-
-    The weights are shared, not copied.
-    """
-    inner = getattr(model, "model", None)
-    language = getattr(inner, "language_model", None)
-    if language is None:
-        return model
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    settings = model.config.get_text_config()
-    with torch.device("meta"):
-        text = AutoModelForCausalLM.from_config(settings)
-    weights = {f"model.{name}": tensor for name, tensor in language.state_dict().items()}
-    weights["lm_head.weight"] = model.get_output_embeddings().weight
-    text.load_state_dict(weights, assign=True, strict=True)
-    text.generation_config = model.generation_config
-    if settings.tie_word_embeddings:
-        text.tie_weights()
-    return text.eval()
 
 
 def stored_dtype(source: Source) -> str:
@@ -195,6 +172,8 @@ def _rope_keys(settings: dict[str, Any]) -> dict[str, Any]:
     rope = dict(settings.get("rope_parameters") or {})
     local = {}
     if "full_attention" in rope:
+        if settings.get("model_type") != "gemma3_text":  # other families' loaders take the new form, and trip over the old
+            return {}
         local = {"rope_local_base_freq": (rope.get("sliding_attention") or {}).get("rope_theta", 10000.0)}
         rope = dict(rope["full_attention"] or {})
     if "rope_theta" not in rope:

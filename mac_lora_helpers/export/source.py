@@ -16,6 +16,7 @@ from mac_lora_helpers.adapter import WEIGHTS, Adapter
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError, first_line
+from mac_lora_helpers.language import language_part
 from mac_lora_helpers.model import local_folder, quiet, require_base, settle_threads, stop_tokens
 from mac_lora_helpers.redaction import portable
 
@@ -216,7 +217,7 @@ def open_source(run: RunDir, config: Config) -> Source:
     if not ends:
         fix = "use a tokenizer with an eos token"
         raise InputError("neither the tokenizer nor the model names an end token", where="tokenizer", fix=fix)
-    options = {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
+    options = {"trust_remote_code": config.trust_remote_code, "use_safetensors": True, **language_part(config)}
     return Source(config, adapter, base, options, tokenizer, ends)
 
 

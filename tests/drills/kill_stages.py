@@ -43,8 +43,9 @@ def stage_05(made: Made) -> None:
 
     from mac_lora_helpers import export
 
-    export_all(made.run, made.config)
-    export.write_card(made.run, made.config)
+    with made.run.begin(5) as stage:
+        export_all(stage, made.config)
+        export.write_card(stage, made.config)
 
 
 STAGES: list[Callable[[Made], None]] = [stage_01, stage_02, runs.train, runs.evaluate, stage_05]

@@ -160,7 +160,8 @@ class Check:
         def answers(least: int, seconds: float, about: dict[str, Any]) -> Iterator[Reply]:
             model = path or self._base_file()
             job = {"path": str(model), "lora": str(lora) if lora else None, "context": context, "least": least, "seconds": seconds}
-            return score("llama_cpp", job, prompts, about)
+            told = getattr(self.source.tokenizer, "chat_template_arguments", {})
+            return score("llama_cpp", {**job, "template": told}, prompts, about)
 
         return answers
 
@@ -258,6 +259,8 @@ class Check:
             max_logprob_difference=round(held.largest, 6),
             loss_cost=round(own.cost, 5),
         )
+        if own.asked:
+            entry["note"] = f"ask it with chat_template_kwargs {own.asked}"
         self._conclude(artefact, entry, held)
 
     def _conclude(self, artefact: Artefact, entry: dict[str, Any], held: Comparison) -> None:

@@ -38,13 +38,16 @@ def missing() -> str:
 
 
 class LlamaCpp:
-    """A GGUF file in llama.cpp. ``job``: ``path``, ``lora`` (a LoRA GGUF on top of it, or None), ``context`` in tokens."""
+    """A GGUF file in llama.cpp.
+
+    ``job``: ``path``; ``lora``, a LoRA GGUF on top of it, or None; ``context`` in tokens; ``template``, what the chat template is told.
+    """
 
     def __init__(self, job: dict[str, Any]) -> None:
         import xllamacpp
 
         self.name = f"llama.cpp (xllamacpp {importlib.metadata.version('xllamacpp')})"
-        self._key = secrets.token_hex(16)
+        self._key, self._told = secrets.token_hex(16), dict(job.get("template") or {})
         self._server = xllamacpp.Server(_parameters(job, self._key))
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
@@ -63,17 +66,27 @@ class LlamaCpp:
                 ended = given["ended"]
                 if token != wanted:
                     break
-        return {"ids": self._ids(prompt), "logprobs": logprobs, "first": first, "ended": ended or not (prompt.closed and first[-1])}
+        ids, asked = self._ids(prompt)
+        return {"ids": ids, "asked": asked, "logprobs": logprobs, "first": first, "ended": ended or not (prompt.closed and first[-1])}
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        """Ids that llama.cpp makes with its own template engine and tokenizer, as in a chat request.
+    def _ids(self, prompt: Prompt) -> tuple[list[int], str]:
+        """Ids that llama.cpp makes with its own template engine and tokenizer, and what it had to be told for them.
 
-        ``/apply-template`` leaves the bos token out and ``/tokenize`` puts it in front again, so ids are compared, not text.
+        It tells every template to let the model think; where the training did not, a chat must say so.
         """
-        text = prompt.text
-        if prompt.messages is not None:
-            body = {"messages": prompt.messages, **({"tools": prompt.tools} if prompt.tools else {})}
-            text = self._post("/apply-template", body)["prompt"]
+        if prompt.messages is None:
+            return self._tokens(prompt.text), ""
+        body: dict[str, Any] = {"messages": prompt.messages, **({"tools": prompt.tools} if prompt.tools else {})}
+        for more in ({}, {"enable_thinking": False}):
+            told = {**self._told, **more}
+            text = self._post("/apply-template", {**body, "chat_template_kwargs": told} if told else body)["prompt"]
+            ids = self._tokens(text)
+            if ids in (prompt.ids, prompt.today):
+                return ids, json.dumps(told) if told else ""
+        return ids, ""
+
+    def _tokens(self, text: str) -> list[int]:
+        """``/apply-template`` leaves the bos token out and this puts it in front again, so ids are compared, not text."""
         return self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
     def _generate(self, ids: list[int], count: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ class Prompt:
 
     Args:
         ids: token ids that the trained model sees. messages: the chat, or None for plain text. text: the plain text, or empty.
-        tools: tool definitions of the chat, if any.
+        tools: tool definitions of the chat, if any. today: the ids with today's date, where the template writes one.
         answer: the reference's greedy ids, end token included if it came. closed: whether it came.
         logprobs: the reference's, one per id.
     """
@@ -29,6 +30,7 @@ class Prompt:
     tools: list[Any] | None = None
     answer: list[int] = field(default_factory=list)
     closed: bool = False
+    today: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
@@ -60,6 +62,19 @@ def render(tokenizer: Any, prompt: Prompt) -> list[int]:
     if prompt.messages is None:
         return list(tokenizer(prompt.text).input_ids)
     return list(render_prompt(tokenizer, prompt.messages, **({"tools": prompt.tools} if prompt.tools else {})))
+
+
+def with_todays_date(tokenizer: Any, prompts: list[Prompt]) -> None:
+    """Training lets a template's clock stand still; an engine's own writes today's date."""
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return
+    kept = getattr(tokenizer, "chat_template_arguments", {})
+    tokenizer.chat_template_arguments = {**kept, "today": datetime.date.today().isoformat()}
+    try:
+        for prompt in prompts:
+            prompt.today = render(tokenizer, prompt)
+    finally:
+        tokenizer.chat_template_arguments = kept
 
 
 def _of_row(row: dict[str, Any], tokenizer: Any) -> Prompt | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.export.equivalence.prompts import Prompt, held_out
+from mac_lora_helpers.export.equivalence.prompts import Prompt, held_out, with_todays_date
 from mac_lora_helpers.export.equivalence.scores import Comparison, Reply, compare, forward
 from mac_lora_helpers.export.source import Source
 
@@ -47,6 +47,7 @@ class Reference:
             _answer(model, batch, self.limit, source.ends)
             self.prompts += [prompt for prompt in batch if prompt.answer]
         few = range(min(_FEW, len(self.prompts)))
+        with_todays_date(source.tokenizer, self.prompts)
         self.adapter = [forward(model, self.prompts[number], number) for number in few]
         with model.disable_adapter():
             self.control = [forward(model, self.prompts[number], number) for number in few]

@@ -46,6 +46,7 @@ class Reply:
         number: of the prompt. ids: the engine's own ids of the chat, or None if it was not asked.
         logprobs: what it gives the reference's tokens; None where it does not tell.
         first: whether each is the engine's own first choice. ended: whether it stops where the answer ends.
+        asked: what the engine's chat template must be told to make these ids, or empty.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Reply:
     logprobs: list[float | None]
     first: list[bool]
     ended: bool = True
+    asked: str = ""
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Comparison:
         prompts: answered. unequal: numbers of prompts that became other ids. unended: of answers that it would go on with.
         positions: tokens compared.
         mean, largest: difference of their log-probabilities. cost: by how much they are less likely, on average.
-        agreement: share of them that are the engine's first choice.
+        asked: see ``Reply``. agreement: share of them that are the engine's first choice.
     """
 
     prompts: int = 0
@@ -74,6 +76,7 @@ class Comparison:
     largest: float = 0.0
     cost: float = 0.0
     agreement: float = 0.0
+    asked: str = ""
 
     def within(self, limits: Limits) -> bool:
         return bool(self.positions) and self.mean <= limits.mean and self.largest <= limits.largest
@@ -94,8 +97,10 @@ def compare(replies: Sequence[Reply], prompts: Sequence[Prompt], against: Sequen
         if theirs is None:
             continue
         found.prompts += 1
-        if reply.ids is not None and reply.ids != prompts[reply.number].ids:
+        prompt = prompts[reply.number]
+        if reply.ids is not None and reply.ids not in (prompt.ids, prompt.today):
             found.unequal.append(reply.number)
+        found.asked = found.asked or reply.asked
         if not reply.ended:
             found.unended.append(reply.number)
         pairs = [(mine, its) for mine, its in zip(reply.logprobs, theirs, strict=True) if mine is not None and its is not None]

@@ -8,7 +8,9 @@ training it can make 1.6 of the update. There only what lies nearer to the base 
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mac_lora_helpers.export.source import Updates
+from mac_lora_helpers.language import RENAMED
 
 #: A projection this far from 1 is wrong, and rounding of so many standard deviations is allowed on top.
 _ALLOWED, _DEVIATIONS = 0.02, 6.0
@@ -106,13 +109,21 @@ class Stored:
         from safetensors import safe_open
 
         self._files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
-        self._place = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        self._place = {_own_name(name): (file, name) for file in self._files for name in file.keys()}  # noqa: SIM118 (no dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self._place
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._place[name].get_tensor(name).float().numpy()
+        file, stored = self._place[name]
+        return file.get_tensor(stored).float().numpy()
+
+
+def _own_name(name: str) -> str:
+    """A weight's name in the text model, where a checkpoint that also takes images has it under another."""
+    for old, new in RENAMED.items():
+        name = re.sub(old, new, name)
+    return name
 
 
 class GgufTensors:
@@ -208,7 +219,6 @@ def in_lora(path: Path, adapter: Updates) -> Projections:
 
 def in_mlx(folder: Path, adapter: Updates, name_of: Callable[[str], str]) -> Projections:
     """An mlx-lm adapter against PEFT's."""
-    import json
 
     from safetensors.numpy import load_file
 

@@ -156,7 +156,7 @@ class Gguf:
                 run_tool(converter("convert_hf_to_gguf.py", *self._arguments(kind, merged, str(target))), self.folder)
         if self._has("F16"):
             with self._attempt("LoRA GGUF", f"{self.stem}-adapter-F32.gguf", "LoRA") as target, plain_adapter(self.source) as adapter:
-                base = ["--base", str(self.source.base), str(adapter)]
+                base = ["--base", str(self.run.need("merged")), str(adapter)]
                 run_tool(converter("convert_lora_to_gguf.py", "--outtype", "f32", "--outfile", str(target), *base), self.folder)
             self._write_modelfile()
 

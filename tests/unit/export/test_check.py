@@ -7,15 +7,16 @@ import shutil
 import numpy as np
 import pytest
 from exporting import export_all
+from planted_gguf import SCALED, rope_lost, template_dropped, updates_scaled, vocabulary_shifted
 from trained_run import add_adapter, changed, make_trained
 
 from mac_lora_helpers import export
 from mac_lora_helpers.errors import CheckFailed
-from mac_lora_helpers.export.equivalence import engine_llama_cpp, tensors
+from mac_lora_helpers.export.equivalence import engine_llama_cpp
 from mac_lora_helpers.export.equivalence.engines import EngineFailed, ask
 from mac_lora_helpers.export.equivalence.prompts import Prompt
 from mac_lora_helpers.export.equivalence.scores import LIMITS, Reply, compare, limits_of
-from mac_lora_helpers.export.equivalence.tensors import GgufTensors, Projections
+from mac_lora_helpers.export.equivalence.tensors import Projections
 from mac_lora_helpers.export.mlx import available
 
 needs_tools = pytest.mark.skipif(bool(engine_llama_cpp.missing()), reason="llama.cpp cannot be asked here")
@@ -83,60 +84,18 @@ def test_little_time_means_few_prompts_but_four_an_engine(made):
     assert all(entry["passed"] for entry in found.values())
 
 
-def weights_of(made, f16, wanted):
-    """Puts ``base + factor · update`` into the F16 file for the tensors that ``wanted`` gives a factor."""
-    from gguf import GGUFReader
-
-    base, lora = GgufTensors(made.base), dict(tensors.lora_updates(next(file.path for file in made.gguf.files if file.kind == "LoRA")))
-    for tensor in GGUFReader(f16, "r+").tensors:
-        factor = wanted(tensor.name)
-        if tensor.name in lora and factor is not None:
-            tensor.data[:] = (base.values(tensor.name) + np.float32(factor) * lora[tensor.name]()).astype(np.float16)
-
-
 @needs_tools
-@pytest.mark.parametrize(
-    ("wanted", "cause"),
-    [
-        (lambda name: 0.0 if name == "blk.1.attn_v.weight" else None, "1 of 8 trained tensors are wrong: blk.1.attn_v.weight (0.00"),
-        (lambda name: 0.0 if name.startswith("blk.0.") else None, "4 of 8 trained tensors are wrong"),
-        (lambda name: 2.0, "8 of 8 trained tensors are wrong"),
-        (lambda name: 0.35, "8 of 8 trained tensors are wrong"),
-        (lambda name: 0.0, "8 of 8 trained tensors are wrong"),
-    ],
-    ids=["one projection unmerged", "one layer unmerged", "alpha doubled", "rank-stabilised scale ignored", "untuned"],
-)
-def test_wrong_updates_are_caught_and_named(made, f16, wanted, cause):
-    weights_of(made, f16, wanted)
+@pytest.mark.parametrize("fault", SCALED)
+def test_wrong_updates_are_caught_and_named(made, f16, fault):
+    lora = next(file.path for file in made.gguf.files if file.kind == "LoRA")
+    updates_scaled(f16, made.base, lora, SCALED[fault])
+    count = {"one projection unmerged": 1, "one layer unmerged": 4}.get(fault, 8)
     found = made.check("merged", "GGUF F16", "GGUF Q8_0")
     assert found["GGUF F16"]["passed"] is False
-    assert found["GGUF F16"]["causes"][0].startswith(cause), found["GGUF F16"]
+    assert found["GGUF F16"]["causes"][0].startswith(f"{count} of 8 trained tensors are wrong"), found["GGUF F16"]
     assert "made of GGUF F16, which failed" in found["GGUF Q8_0"]["causes"]
     with pytest.raises(CheckFailed, match="does not say what the adapter says"):
         made.last.require_passed()
-
-
-def rope_lost(path):
-    from gguf import GGUFReader
-
-    GGUFReader(path, "r+").fields["llama.rope.freq_base"].parts[-1][0] = 10000.0
-
-
-def template_dropped(path):
-    path.write_bytes(path.read_bytes().replace(b"tokenizer.chat_template", b"tokenizer.chat_templatX"))
-
-
-def vocabulary_shifted(path):
-    from gguf import GGUFReader
-
-    table = next(tensor for tensor in GGUFReader(path, "r+").tensors if tensor.name == "token_embd.weight")
-    table.data[:] = np.roll(table.data, 1, axis=0)
-
-
-def end_changed(path):
-    from gguf import GGUFReader
-
-    GGUFReader(path, "r+").fields["tokenizer.ggml.eos_token_id"].parts[-1][0] = 5
 
 
 @needs_tools
@@ -185,10 +144,8 @@ def test_damaged_files_fail_and_do_not_stop_the_check(made, tmp_path):
 
 
 @pytest.mark.skipif(not available(), reason="mlx-lm is not installed")
-@pytest.mark.parametrize(
-    ("kept", "cause"), [(None, "trained tensors are wrong"), (0.5, "trained tensors are wrong")], ids=["lost", "halved"]
-)
-def test_a_wrong_mlx_adapter_is_caught(made, kept, cause):
+@pytest.mark.parametrize("kept", [0.0, 0.5], ids=["lost", "halved"])
+def test_a_wrong_mlx_adapter_is_caught(made, kept):
     from safetensors.numpy import load_file, save_file
 
     path = made.mlx.adapter / "adapters.safetensors"

@@ -4,14 +4,17 @@ import json
 
 import pytest
 from exporting import merge
-from trained_run import changed, conversations, edit_json, make_trained
+from families.models import FAMILIES, write
+from trained_run import changed, conversations, edit_json, make_trained, trained_on
 
 from mac_lora_helpers import adapter as adapters
+from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
 from mac_lora_helpers.export.equivalence import tensors
 from mac_lora_helpers.export.equivalence.scores import forward
 from mac_lora_helpers.export.merged import older_keys
 from mac_lora_helpers.export.source import Updates
+from mac_lora_helpers.language import language_part
 
 
 def off_by(reference, folder):
@@ -122,28 +125,16 @@ def test_what_is_no_plain_lora_merges_but_is_refused_elsewhere(tmp_path, lora):
 
 
 def test_a_vision_text_base_is_merged_as_its_text_model(tmp_path):
-    from mac_lora_helpers.export.merged import text_model
+    from transformers import AutoConfig
 
-    vision_base = pytest.importorskip("transformers").Gemma3ForConditionalGeneration
-    from transformers import AutoModelForCausalLM, Gemma3Config
-
-    text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
-    sight = {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "image_size": 28,
-        "patch_size": 14,
-    }
-    model = vision_base(Gemma3Config(text_config={**text, "head_dim": 8, "vocab_size": 64}, vision_config=sight)).eval()
-    text_model(model).save_pretrained(tmp_path)
-    import torch
-
-    ids = torch.arange(1, 9).unsqueeze(0)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    assert loaded.config.model_type == "gemma3_text"
-    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+    family = next(one for one in FAMILIES if one.name == "Gemma 3, vision-text")
+    base = write(family, tmp_path / "base")
+    made = trained_on(base, tmp_path, language_part(resolve({"model_id": str(base)}, env={})))
+    source, reference, report = merge(made.run, made.config)
+    folder = made.run.path("merged")
+    assert AutoConfig.from_pretrained(folder).model_type == "gemma3_text"
+    assert off_by(reference, folder)[1] < 1e-3
+    assert report.modules == len(tensors.in_merged(folder, source.base, source.updates).values)
 
 
 def test_weights_that_are_not_finite_are_refused(trained):

@@ -49,15 +49,19 @@ def conversations(count: int = 8) -> list[dict[str, Any]]:
     return rows
 
 
-def add_adapter(base: Path, folder: Path, strength: float = 0.5, seed: int = 1, **lora: Any) -> None:
-    """A PEFT adapter with random matrices, strong enough to change the greedy tokens."""
+def add_adapter(base: Path, folder: Path, strength: float = 0.5, seed: int = 1, options: dict | None = None, **lora: Any) -> None:
+    """A PEFT adapter with random matrices, strong enough to change the greedy tokens.
+
+    Args:
+        options: how the base is loaded.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"], "task_type": "CAUSAL_LM", **lora}
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, **(options or {})), LoraConfig(**settings))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name or "lora_embedding_B" in name:
@@ -87,9 +91,13 @@ def make_trained(
         for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
             (base / file).unlink(missing_ok=True)
         tokenizer.save_pretrained(base)
+    return trained_on(base, root, rows=rows, **(lora or {}))
+
+
+def trained_on(base: Path, root: Path, options: dict | None = None, rows: list | None = None, **lora: Any) -> Trained:
+    """The same on a base that is there."""
     run = RunDir(root / "run")
-    lora = lora or {}
-    add_adapter(base, run.path("adapter"), **lora)
+    add_adapter(base, run.path("adapter"), options=options, **lora)
     values = {"model_id": str(base), "out_dir": str(root / "run"), "lora_r": lora.get("r", 4), "lora_alpha": lora.get("lora_alpha", 8)}
     config = parameters.resolve({"preset": "local", **values, "max_new_tokens": 12}, env={})
     run.write_json("train_config", config.model_dump())
