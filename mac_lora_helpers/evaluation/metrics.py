@@ -55,7 +55,7 @@ def token_f1(answer: str, expected: str) -> float:
     return 2 * shared / (got.total() + wanted.total())
 
 
-#: Metrics that are always computed; ``parameter_types.METRICS`` holds the same names.
+#: Metrics that are always computed; ``parameters.METRICS`` holds the same names.
 BUILT_IN: dict[str, Metric] = {"exact_match": exact_match, "contains": contains, "valid_json": valid_json, "token_f1": token_f1}
 
 

@@ -5,7 +5,7 @@ import pytest
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.evaluation.metrics import BUILT_IN, contains, exact_match, find_metric, token_f1, valid_json
-from mac_lora_helpers.parameter_types import METRICS
+from mac_lora_helpers.parameters import METRICS
 
 
 def test_the_config_knows_the_same_names():
