@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,22 @@ def test_create_push_pull_load_same_logits(made, hub, base, tmp_path):
 
     assert torch.equal(logits(folder), logits(run.need("adapter")))
     assert not torch.allclose(logits(folder), logits(None))
+
+
+def test_the_notebooks_own_cell_does_it(made, hub):
+    """Notebook 05's cell as it stands, and the same cell once more."""
+    from huggingface_hub import HfApi
+
+    from mac_lora_helpers import export, ui
+
+    notebook = json.loads((Path(__file__).parents[2] / "notebooks" / "05_export_and_push.ipynb").read_text())
+    (cell,) = ["".join(cell["source"]) for cell in notebook["cells"] if any("create_commit" in line for line in cell["source"])]
+    run, config = made
+    for _ in range(2):
+        names = {"export": export, "ui": ui, "HfApi": HfApi, "run": run, "config": config, "plan": plan_push(run, config)}
+        exec(cell, names)  # noqa: S102
+        assert names["pushed"]["commit"] == hub.repo(REPO).head.oid
+    assert names["pushed"]["sent"] == []
 
 
 def test_a_second_push_sends_nothing(made, hub):
