@@ -14,7 +14,7 @@ from typing import Any
 _HOMES = {
     "load": "trained",
     "Trained": "trained",
-    "plain_generation": "trained",
+    "prepare": "trained",
     "check_fits": "trained",
     "check_applied": "trained",
     "compare_losses": "losses",

@@ -15,7 +15,7 @@ from mac_lora_helpers.adapter import WEIGHTS, Adapter
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import CheckFailed, InputError
-from mac_lora_helpers.model import load_base, stop_tokens, turn_end
+from mac_lora_helpers.model import load_base, settle_threads, stop_tokens, turn_end
 from mac_lora_helpers.redaction import portable
 
 Which = Literal["base", "tuned"]
@@ -75,17 +75,22 @@ class Trained:
         ]
 
 
-def plain_generation(tokenizer: Any, config: Config) -> Any:
-    """A ``GenerationConfig`` with every end token that this model has, and nothing else.
+def prepare(base: Any, tokenizer: Any, config: Config) -> list[str]:
+    """Plain generation: every end token that this model has, and nothing else. A tiny model gets one CPU thread.
 
     transformers fills whatever a caller leaves out from the model's own generation config, and Qwen2.5's brings a repetition
     penalty and a temperature: greedy would not be greedy.
+
+    Returns:
+        The end tokens.
     """
     from transformers import GenerationConfig
 
     ends = stop_tokens(config, tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    return GenerationConfig(eos_token_id=ends or None, pad_token_id=pad, do_sample=False, use_cache=True)
+    base.generation_config = GenerationConfig(eos_token_id=ends or None, pad_token_id=pad, do_sample=False, use_cache=True)
+    settle_threads(base.num_parameters(), base.device.type)
+    return tokenizer.convert_ids_to_tokens(ends)
 
 
 def check_fits(adapter: Adapter, base: Any) -> None:
@@ -205,7 +210,7 @@ def load(run: RunDir, config: Config) -> Trained:
     device, dtype = training.place(run, config)
     tokenizer = data.load_tokenizer(config)
     base = load_base(config, dtype.name, device.name).eval()
-    base.generation_config = plain_generation(tokenizer, config)
+    prepare(base, tokenizer, config)
     check_fits(adapter, base)
     ids = tokenizer(_PROBE, return_tensors="pt").input_ids.to(device.name)
     with torch.no_grad():
