@@ -17,7 +17,7 @@ from mac_lora_helpers.text import binary_size as size
 #: "3B" models have up to 3.4e9 parameters, "7B" ones start at 6.5e9; in between it takes 64 GB.
 UP_TO_3B, FROM_7B = 3.5e9, 6.5e9
 LONGEST = 1024
-#: Models that train at any length that fits; and the most that a CPU alone is used for.
+#: Models that train at any length that there is memory for; and the most that a CPU alone is used for.
 SMALL, CPU_LIMIT = 50e6, 300e6
 #: Metal's recommended working set is about two thirds of the memory of smaller Macs (read), used where torch does not tell.
 METAL_SHARE = 2 / 3
@@ -91,7 +91,7 @@ def _memory_limit(machine: Machine, device: Choice, needed: float | None, facts:
     if needed is None or not budget or needed <= budget:
         return []
     owner = "this GPU" if device.name == "cuda" else "this machine"
-    return [f"it takes roughly {size(needed)}, {owner} has {size(budget)} for it; shorter sequences or a smaller model would fit"]
+    return [f"it takes roughly {size(needed)}, {owner} has {size(budget)} for it; shorter sequences or a smaller model need less"]
 
 
 def _cpu_limit(machine: Machine, device: Choice, model: Base) -> list[str]:
@@ -107,7 +107,7 @@ def _in_favour(machine: Machine, device: Choice, model: Base, config: Config, ne
     if model.parameters is None:
         reasons = [f"the size of {model.name} is unknown: local holds only if it has at most 3B parameters"]
     elif device.name == "cuda":
-        reasons = [f"{model.size} parameters take roughly {size(needed)} and fit on this GPU; the limits for a Mac do not apply"]
+        reasons = [f"{model.size} parameters take roughly {size(needed)}, which this GPU has; the limits for a Mac do not apply"]
     else:
         within = f"within what trains locally (at most 3B, {LONGEST} tokens)"
         reasons = [f"{model.size} parameters, text, {config.max_seq_length} tokens, LoRA: {within}"]

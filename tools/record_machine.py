@@ -1,6 +1,6 @@
 """Writes down what this machine answers to the environment check, as a recording for the tests.
 
-    python tests/unit/environment/record.py my-mac > tests/unit/environment/recordings/my-mac.json
+    python tools/record_machine.py my-mac > tests/unit/environment/recordings/my-mac.json
 
 The answers hold no token, no user name and no home directory; look the file through before you share it.
 Fill in ``expect`` by hand: what the check *should* say about this machine.
