@@ -1,9 +1,12 @@
 """Plain against fast: the same losses and gradients in float32, step by step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from training_rows import dataset, rows
 
+from mac_lora_helpers import training
 from mac_lora_helpers.training import fast
 
 FAMILIES = ["qwen2", "llama", "qwen3", "mistral"]
@@ -132,7 +135,9 @@ def test_resuming_gives_the_adapter_of_an_undisturbed_training(build):
     assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
 
 
-def test_a_bfloat16_base_trains_float32_adapters(build, trainer_for, make, trained_rows):
+def test_a_bfloat16_base_trains_float32_adapters(build, trainer_for, make, trained_rows, monkeypatch):
+    half = SimpleNamespace(name="cpu"), SimpleNamespace(name="bfloat16")  # so small a model may not pass the probe
+    monkeypatch.setattr(training, "place", lambda run, config: half)
     run, config = make(
         folder="half", fast_path="off", lora_dropout=0, max_steps=20, dtype="bfloat16", learning_rate=2e-3, logging_steps=1, lora_r=16
     )
@@ -143,6 +148,7 @@ def test_a_bfloat16_base_trains_float32_adapters(build, trainer_for, make, train
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     log = run.read_lines("train_log")
+    monkeypatch.undo()
     full_run, full = build("full", max_steps=20, learning_rate=2e-3, lora_r=16, per_device_train_batch_size=1)
     full.train()
     assert log[-1]["loss"] == pytest.approx(full_run.read_lines("train_log")[-1]["loss"], rel=0.01)
