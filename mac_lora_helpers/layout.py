@@ -75,7 +75,7 @@ SHAPES: dict[str, Any] = {
     },
     "train_config": {"config?": dict, "lora?": dict, "base?": (dict, None), "versions?": dict},
     "train_metrics": {"steps": int, "first_loss?": _LOSS, "last_loss?": _LOSS, "audit?": dict, "versions?": dict},
-    "eval_metrics": {"base": {"loss?": _LOSS}, "tuned": {"loss?": _LOSS}, "examples?": int, "difference?": dict},
+    "eval_metrics": {"base": {"loss?": _LOSS}, "tuned": {"loss?": _LOSS}, "examples?": int, "difference?": dict, "findings?": [str]},
     "equivalence": {"artefacts": [{"name": str, "passed": (bool, None)}], "control?": (dict, None), "conditions?": dict},
     "push": {"repo_id": (str, None), "dry_run": bool, "files": [{"path": str}], "url?": (str, None)},
     "run": {"status": str, "notebooks": [{"name": str, "status": str, "seconds": float}]},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mac_lora_helpers import files
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.data import readers
 from mac_lora_helpers.data.problems import DataError, Fault, Problems, brief, file_error, listed
@@ -157,7 +159,9 @@ def _expand(patterns: list[str], problems: Problems) -> list[Path]:
         elif Path(pattern).is_dir():
             found = _in_folder(Path(pattern), problems)
         else:
-            found = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+            found = (
+                [pattern] if Path(pattern).exists() else [pattern] * os.path.islink(pattern) or sorted(glob.glob(pattern, recursive=True))
+            )
             if not found:
                 problems.add(Fault("missing_file", "", "no such file, and no file matches it"), pattern)
         paths.update(dict.fromkeys(map(Path, filter(None, found))))
@@ -255,6 +259,9 @@ def _form_of(path: Path, problems: Problems) -> str:
         problems.add(Fault(form, "", _REFUSED[form]), str(path))
         return ""
     try:
+        if (what := files.kind(path)) != "a file":
+            problems.add(Fault("unknown_format", "", f"{what}, not a file"), str(path))
+            return ""
         if path.stat().st_size == 0:
             problems.add(Fault("empty_file", "", "the file is empty"), str(path))
             return ""
