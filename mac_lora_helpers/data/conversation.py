@@ -235,7 +235,7 @@ def _order_fault(message: Message, index: int, messages: list[Message]) -> tuple
 
 def is_greeting(messages: list[Message], index: int) -> bool:
     """Whether an assistant's turn stands before anybody asked."""
-    return all(message["role"] in ("system", "developer") for message in messages[:index])
+    return index == next((at for at, message in enumerate(messages) if message["role"] not in ("system", "developer")), -1)
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -192,8 +192,7 @@ class _Encoder:
     def _marked(self, example: Example, row: Row) -> Row:
         """The row without the spans of answers that are marked as not trained."""
         messages = example.messages or []
-        turns = answer_turns(messages)
-        if all(is_trained(messages[turn]) for turn in turns) or len(row.spans) != len(turns):
+        if all(map(is_trained, messages)) or len(row.spans) != len(turns := answer_turns(messages)):
             return row
         pairs = list(zip(row.spans, (is_trained(messages[turn]) for turn in turns), strict=True))
         if self.loss_on == "completion" and not pairs[-1][1]:

@@ -158,7 +158,8 @@ class Masker:
 
 def answer_turns(messages: list[Message]) -> list[int]:
     """Indices of the assistant turns; a greeting that nobody asked for is none."""
-    return [index for index, m in enumerate(messages) if m["role"] == "assistant" and not is_greeting(messages, index)]
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return turns[1:] if turns and is_greeting(messages, turns[0]) else turns
 
 
 def is_trained(message: Message) -> bool:

@@ -74,9 +74,9 @@ class _Checker:
     """Takes records one by one; keeps counts, problems and the accepted rows."""
 
     def __init__(self, reader: Reader | None, source: Source) -> None:
-        parts = source.parts
         self.reader = reader
-        self.store = RowStore(lambda part, number: portable(parts[part].place(number)))
+        labels = [portable(part.label) for part in source.parts]
+        self.store = RowStore(lambda part, number: labels[part].format(number))
         self.problems, self.read, self.rejected = Problems(), 0, 0
         self.split_of: list[int] = []
         self._rejected = (self.store.folder / "rejected.jsonl").open("wb")
