@@ -204,17 +204,21 @@ def check_order(messages: list[Message], field: str, faults: Faults) -> None:
         if fault := _order_fault(message, index, messages):
             faults.append(Fault(fault[0], f"{field}[{index}].role", fault[1]))
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not answers:
-        faults.append(Fault("no_assistant", field, "no assistant turn: nothing to train on"))
-        return
-    if answers[-1] + 1 < len(messages):
-        faults.append(Fault("unanswered_turn", f"{field}[{len(messages) - 1}]", "no answer follows this turn"))
-        del messages[answers[-1] + 1 :]
-    if all(messages[index].get("weight") == 0 for index in answers if not is_greeting(messages, index)):
-        kind = "assistant_first" if is_greeting(messages, answers[-1]) else "nothing_trained"
-        faults.append(
-            Fault(kind, field, "the assistant speaks before any user" if kind[0] == "a" else "every answer is marked as not trained")
-        )
+    trained = [index for index in answers if messages[index].get("weight") != 0]
+    if not trained:
+        greeting = bool(answers) and is_greeting(messages, answers[-1])
+        kind = "assistant_first" if greeting else "nothing_trained" if answers else "no_assistant"
+        faults.append(Fault(kind, field, _NOTHING[kind]))
+    elif trained[-1] + 1 < len(messages):
+        faults.append(Fault("unanswered_turn", f"{field}[{len(messages) - 1}]", "no answer that is trained follows this turn"))
+        del messages[trained[-1] + 1 :]
+
+
+_NOTHING = {
+    "assistant_first": "the assistant speaks before any user turn",
+    "nothing_trained": "every answer is marked as not trained",
+    "no_assistant": "no assistant turn: nothing to train on",
+}
 
 
 def _order_fault(message: Message, index: int, messages: list[Message]) -> tuple[str, str] | None:

@@ -195,10 +195,6 @@ class _Encoder:
         if all(map(is_trained, messages)) or len(row.spans) != len(turns := answer_turns(messages)):
             return row
         pairs = list(zip(row.spans, (is_trained(messages[turn]) for turn in turns), strict=True))
-        if self.loss_on == "completion" and not pairs[-1][1]:
-            raise RowFault(
-                Fault("nothing_trained", f"messages[{turns[-1]}]", "the last answer is marked as not trained (loss_on=completion)")
-            )
         skipped = tuple(span for span, trained in pairs if not trained)
         return row._replace(spans=[span for span, trained in pairs if trained], skipped=skipped)
 
@@ -207,6 +203,9 @@ class _Encoder:
         try:
             if self.loss_on == "assistant":
                 return masker.exact(messages, tools)
+            if self.loss_on == "all" and not all(map(is_trained, messages)):
+                what = "with loss_on=all an answer cannot be left out where the template rewrites earlier turns"
+                raise RowFault(Fault("nothing_trained", "messages", what))
             return [masker.exact_turn(messages, tools)]
         except TemplateRefuses as error:
             raise RowFault(Fault("template_refuses", "messages", f"the chat template refuses it: {error}")) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conversations import make, runs, write_rows
-from tokenizer_kinds import stock_tokenizer, write_kind
+from tokenizer_kinds import REWRITES, stock_tokenizer, write_kind
 
 from mac_lora_helpers import data
 from mac_lora_helpers.config import resolve
@@ -195,6 +195,18 @@ def test_answers_marked_as_wrong_are_not_trained(qwen):
         assert "WRONG" not in texts
 
 
+def test_a_mark_is_never_passed_over_where_history_is_rewritten(tmp_path):
+    rows = [{"messages": [*pair(f"q{i}", "right"), *pair("again", "WRONG")]} for i in range(3)]
+    for row in rows:
+        row["messages"][3]["weight"] = 0
+    model, path = write_kind(tmp_path / "m", "qwen2", REWRITES), write_rows(tmp_path / "r.jsonl", rows)
+    assert "WRONG" not in "".join(trained(make(model, path)))
+    assert "WRONG" not in "".join(trained(make(model, path, loss_on="completion")))
+    rows = [{"messages": [*row["messages"][2:], *pair(f"more {i}", "right")]} for i, row in enumerate(rows)]
+    with pytest.raises(DataError, match="nothing_trained"):
+        make(model, write_rows(tmp_path / "s.jsonl", rows), loss_on="all")
+
+
 @pytest.mark.parametrize("mark", ["weight", "train", "loss", "trainable", "loss_weight", "loss_mask"])
 def test_marks_of_every_name_are_honoured(mark, qwen, tmp_path):
     rows = [{"messages": [*pair(f"q{i}", "WRONG"), *pair("again", f"right {i}")]} for i in range(4)]
@@ -356,6 +368,21 @@ def test_the_recipe_follows_the_data():
 def test_templates_that_never_end_or_break_are_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(data.template, "_SECONDS", 1)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    for template, reason in (("{{ 1 / 0 }}", "division"), (loop, "does not come to an end"), ("{{ 'x' * 999999999 }}", "characters")):
+    for template, reason in (("{{ 1 / 0 }}", "division"), (loop, "does not come to an end"), ("{{ 'x' * 20000000 }}", "characters")):
         with pytest.raises(InputError, match=reason):
             make(write_kind(tmp_path / "model", "qwen2", template), CASES / "tabs.tsv")
+
+
+def test_check_data_says_what_notebook_02_says_with_and_without_a_tokenizer(capsys):
+    from mac_lora_helpers.suite.cli import main
+
+    assert main(["check-data", str(CASES / "dolly.jsonl"), "-p", "model_id", "embedded"]) == 0
+    told = capsys.readouterr().out
+    for words in ("instruction + context → response", "category (6)", "lost by the template", "num_train_epochs=10", "[…] = trained"):
+        assert words in told
+    assert main(["check-data", str(CASES / "dolly.jsonl"), "-p", "model_id", "nobody/nothing"]) == 0
+    told = capsys.readouterr().out
+    assert "category (6)" in told
+    assert "their tokens not counted: no tokenizer for nobody/nothing on this machine" in told
+    assert main(["check-data", str(CASES / "weight.jsonl"), "-p", "model_id", "embedded", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recognized"] == {"messages": 6}
