@@ -65,7 +65,8 @@ class Card:
         return self.body
 
     def _repr_markdown_(self) -> str:
-        return self.body
+        """What a notebook shows; its dollars are no formulas."""
+        return f'<div class="mathjax_ignore tex2jax_ignore">\n\n{self.body}\n\n</div>'
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mac_lora_helpers import ui
+from mac_lora_helpers.export.card.write import Card
 from mac_lora_helpers.ui.figures import Picture
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quotes\" 'single'"
@@ -57,12 +58,11 @@ def test_answers_mark_what_is_new_and_what_equals_the_expected_one():
 
 @pytest.mark.parametrize(
     "shown",
-    [ui.Table(["a"], [["b"]], note="c"), ui.TokenView([], "t")],
-    ids=["table", "tokens"],
+    [ui.Table(["a"], [["b"]], note="c")._repr_html_(), ui.TokenView([], "t")._repr_html_(), Card(None, "$5 and $10", [])._repr_markdown_()],
+    ids=["table", "tokens", "card"],
 )
 def test_dollars_are_no_formula(shown):
-    outside = re.sub(r'<div class="mathjax_ignore tex2jax_ignore".*?>.*</div>', "", shown._repr_html_(), flags=re.DOTALL)
-    assert outside == ""
+    assert re.sub(r'<div class="mathjax_ignore tex2jax_ignore".*?>.*</div>', "", shown, flags=re.DOTALL) == ""
 
 
 def test_tokens_are_escaped_marked_and_explained():
