@@ -156,9 +156,6 @@ def last_checkpoint(run: RunDir, config: Config) -> str | None:
     state = read_state(folder)
     if not checkpoints(folder) or config.resume == "never":
         return None
-    if state.get("status") == "finished":
-        print("The training in this folder is complete; it starts again from the beginning.")
-        return None
     newest = _newest_whole(folder)
     if newest is None:
         return None
