@@ -28,6 +28,7 @@ _HOMES = {
     "finish_push": "hub.send",
     "refusals": "hub.errors",
     "HubError": "hub.errors",
+    "offer_job": "job.write",
     "write_job": "job.write",
     "submit_job": "job.submit",
     "fetch_job": "job.fetch",

@@ -35,6 +35,8 @@ def submit_job(run: RunDir, config: Config) -> list[tuple[str, str]]:
         MissingArtifact: no job was written. CheckFailed: the script was changed, or was submitted before; the login may not write where the
             result goes; the bucket for scripts is public. HubError: the Hub refused; the message says what to do.
     """
+    if not config.submit_job and not run.has("job"):
+        return [("submitted", "no: no job was written")]
     record = read_record(run)
     if not config.submit_job:
         return [("submitted", "no: submit_job is off"), ("to start it", f"submit_job = True, or: {' '.join(record['command'])}")]

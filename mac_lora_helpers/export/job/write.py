@@ -92,6 +92,27 @@ def follow(job: Mapping[str, str]) -> dict[str, list[str]]:
     }
 
 
+class TooLarge(InputError):
+    """Local files are more than a job carries along."""
+
+
+def offer_job(run: RunDir, config: Config) -> list[tuple[str, str]]:
+    """Writes the job; where the model is on this machine alone and too large to travel, says so and stops nothing.
+
+    Returns:
+        (what, value) for a table.
+
+    Raises:
+        InputError, CheckFailed, MissingArtifact: as :func:`write_job`; too large as well, if ``submit_job`` asks for the job.
+    """
+    try:
+        return write_job(run, config).rows()
+    except TooLarge as error:
+        if config.submit_job:
+            raise
+        return [("no job was written", error.what), ("to do", error.fix)]
+
+
 def write_job(run: RunDir, config: Config) -> Job:
     """Writes ``export/job/``: ``train_job.py``, ``job.json``, ``command.txt``, and ``inputs.zip`` where local files are needed.
 
@@ -252,7 +273,7 @@ def inputs_of(config: Config) -> tuple[dict[str, Path], dict[str, str]]:
     if total > LARGEST_INPUTS:
         what = f"the local model and data are {size(total)}; a job carries up to {size(LARGEST_INPUTS)} along"
         fix = "put the model or the data set on the Hub (private is fine) and use its id as model_id or dataset_id"
-        raise InputError(what, where=", ".join(moved) or "model_id", fix=fix)
+        raise TooLarge(what, where=", ".join(moved) or "model_id", fix=fix)
     if findings := scan_files(files.values(), Path("/"), known_secrets()):
         listed = "; ".join(Path(finding).name for finding in findings[:5])
         fix = "remove it (and revoke it), make the data again with 02, then write the job again"

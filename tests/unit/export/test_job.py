@@ -20,7 +20,7 @@ from tiny import tiny_model
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.export import write_job
+from mac_lora_helpers.export import offer_job, submit_job, write_job
 from mac_lora_helpers.export.job import pins as job_pins
 from mac_lora_helpers.export.job import write as job_write
 from mac_lora_helpers.suite.cli import main
@@ -254,6 +254,12 @@ def test_large_local_files_are_sent_to_the_hub_instead(made, monkeypatch):
     monkeypatch.setattr(job_write, "LARGEST_INPUTS", 1000)
     with pytest.raises(InputError, match="on the Hub"):
         write_job(*made)
+    run, config = made
+    assert dict(offer_job(run, config))["no job was written"].startswith("the local model")
+    assert submit_job(run, config) == [("submitted", "no: no job was written")]
+    config.submit_job = True
+    with pytest.raises(InputError, match="on the Hub"):
+        offer_job(run, config)
 
 
 def test_a_run_that_was_not_trained_has_no_job(tmp_path):
