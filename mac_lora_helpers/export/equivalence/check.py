@@ -226,7 +226,7 @@ class Check:
         entry = self._blank(artefact)
         try:
             projections = artefact.tensors()
-        except (ToolFailed, SafetensorError, OSError, ValueError, KeyError, IndexError) as error:
+        except (ToolFailed, SafetensorError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             projections, entry["note"] = None, f"tensors were not compared: {getattr(error, 'what', None) or error}"[:200]
         if projections:
             entry["tensors"], entry["causes"] = projections.to_dict(), projections.faults
