@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from drills.conftest import Made
+from mac_lora_helpers.artifacts import RunDir
+from mac_lora_helpers.ownership import MARKER
 
 PYTHON = sys.executable
 #: Steps that write; each prints its name and what came of it.
@@ -39,12 +41,18 @@ def weights():
     with run.folder("adapter") as place:
         save_file({"a": numpy.zeros(300_000, dtype="float32")}, place / "adapter_model.safetensors")
 
+def array():
+    import numpy
+    with run.folder("gguf", needs=300_000 if "needs" in wanted else None) as place:
+        numpy.zeros(300_000, dtype="int8").tofile(place / "model.gguf")
+
 def lines():
     run.write_lines("train", ({"text": "y" * 1000} for _ in range(300)))
 
 STEPS = {
     "json": lambda: run.write_json("job_result", {"new": "x" * 300_000}), "lines": lines, "folder": folder, "figure": figure,
-    "weights": weights, "text": lambda: run.write_text("card", "z" * 300_000), "path": lambda: run.path("manifest"),
+    "array": array, "needs": array, "weights": weights,
+    "text": lambda: run.write_text("card", "z" * 300_000), "path": lambda: run.path("manifest"),
     "running": lambda: run.running("a run").__enter__(), "read": lambda: run.read_json("job_result"),
 }
 for name in wanted:
@@ -73,13 +81,13 @@ def small_disk(folder: Path, kilobytes: int) -> str:
 @pytest.fixture
 def old(tmp_path) -> Path:
     """A folder with an old artefact, to be copied onto the disk."""
-    (tmp_path / "old").mkdir()
+    RunDir(tmp_path / "old").claim()
     (tmp_path / "old" / "job_result.json").write_text('{"old": 1}')
     (tmp_path / "disk").mkdir()
     return tmp_path
 
 
-STEP_NAMES = ["json", "lines", "folder", "weights", "figure", "text"]
+STEP_NAMES = ["json", "lines", "folder", "weights", "array", "figure", "text"]
 
 
 def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
@@ -89,22 +97,30 @@ def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(old):
     disk = old / "disk"
-    mounts = f"{small_disk(disk, 64)}\ncp '{old}/old/job_result.json' '{disk}'\nmkdir '{disk}/adapter'; echo 1 > '{disk}/adapter/old'"
+    mounts = f"{small_disk(disk, 64)}\ncp -a '{old}/old/.' '{disk}'\nmkdir '{disk}/adapter'; echo 1 > '{disk}/adapter/old'"
     script = STEPS + "print('left', sorted(str(p.relative_to(run.root)) for p in run.root.rglob('*') if p.is_file()), sep='\\t')"
     found = outcomes(in_namespace(mounts, PYTHON, "-c", script, str(disk), *STEP_NAMES, "read"))
     for name in [n for n in STEP_NAMES if n != "figure"]:
         assert found[name][0] == "CheckFailed", (name, found[name])
-        assert "the disk is full" in found[name][1]
+        assert "the disk is full; there was room for " in found[name][1]
         assert "what was finished before is kept" in found[name][1]
     assert found["figure"][0] in ("CheckFailed", "done")  # a small picture may still fit
     assert found["read"] == ["done"]
     assert {"job_result.json", "adapter/old"} <= set(json.loads(found["left"][0].replace("'", '"')))
-    assert not [name for name in json.loads(found["left"][0].replace("'", '"')) if "/." in name or name.startswith(".")]
+    assert not [name for name in json.loads(found["left"][0].replace("'", '"')) if "/." in f"/{name}" and name != MARKER]
+
+
+def test_what_cannot_fit_is_not_begun(old):
+    """NumPy says of a full disk two numbers; who knows what is needed says it before the first byte."""
+    disk = old / "disk"
+    found = outcomes(in_namespace(small_disk(disk, 64), PYTHON, "-c", STEPS, str(disk), "needs"))
+    assert found["needs"][0] == "CheckFailed"
+    assert "and 300.0 kB are needed" in found["needs"][1]
 
 
 def test_a_read_only_disk_is_told_and_can_be_read(old):
     disk = old / "disk"
-    mounts = f"{small_disk(disk, 512)}\ncp '{old}/old/job_result.json' '{disk}'\nmount -o remount,ro '{disk}'"
+    mounts = f"{small_disk(disk, 512)}\ncp -a '{old}/old/.' '{disk}'\nmount -o remount,ro '{disk}'"
     found = outcomes(in_namespace(mounts, PYTHON, "-c", STEPS, str(disk), *STEP_NAMES, "path", "running", "read"))
     assert found.pop("read") == ["done"]
     for name, (kind, text) in found.items():
@@ -116,7 +132,7 @@ def test_a_read_only_disk_is_told_and_can_be_read(old):
 @pytest.mark.parametrize("arguments", [["run"], ["run", "--only", "01"]])
 def test_the_command_line_on_a_full_disk(old, arguments):
     disk = old / "disk"
-    mounts = f"{small_disk(disk, 64)}\nhead -c 70000 /dev/zero > '{disk}/ballast' 2> /dev/null || true"
+    mounts = f"{small_disk(disk, 64)}\nhead -c 70000 /dev/zero > '{disk}/.DS_Store' 2> /dev/null || true"
     done = in_namespace(mounts, PYTHON, "-m", "mac_lora_helpers", *arguments, "--run-dir", str(disk))
     assert done.returncode == 1
     assert "the disk is full" in done.stderr
