@@ -190,7 +190,7 @@ class RunDir:
         path, (relative, number) = self._found(name), ARTIFACTS[name]
         if not os.path.exists(path):
             maker = NOTEBOOKS[number - 1] + ".ipynb"
-            what = f"{relative} is {kind(path)}" if path.is_symlink() else f"{relative} is missing"
+            what = f"{relative} is {kind(path)}" if os.path.islink(path) else f"{relative} is missing"
             raise MissingArtifact(what, where=portable(str(self.root)), fix=f"run {maker} first (the same out_dir)")
         if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
             raise refusal(PermissionError(errno.EACCES, ""), path, "read")

@@ -7,6 +7,7 @@ A value comes from, first match wins: the caller (``-p``, papermill, an edited `
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import glob
 import os
@@ -303,10 +304,18 @@ def _refuse_unknown(names: Mapping[str, Any]) -> None:
             raise InputError(f"unknown parameter {name!r}", where=f"parameter {name}", fix=hint)
 
 
+def _is_utf8(text: str) -> bool:
+    """On a terminal that knows only ASCII a value's bytes stand in the text as they came; they may be UTF-8 all the same."""
+    for convert in (str.encode, lambda value: os.fsencode(value).decode("utf-8")):
+        with contextlib.suppress(UnicodeError):
+            return convert(text) is not None
+    return False
+
+
 def _refuse_secrets(values: Mapping[str, Any]) -> None:
     """Parameters are stored in the executed notebooks and in ``run.json``, as text."""
     for place, value in values.items():
-        if not str(value).isascii() and any("\ud800" <= character <= "\udfff" for character in str(value)):
+        if not _is_utf8(str(value)):
             raise InputError("the value is not UTF-8 text", where=place, fix="write it in UTF-8; a file of such a name can be renamed")
         kinds = find_secrets(str(value))
         if kinds:

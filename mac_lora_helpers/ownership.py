@@ -107,7 +107,7 @@ def refuse_links(root: Path, relative: str) -> None:
     path = root
     for part in Path(relative).parts:
         path = path / part
-        if path.is_symlink():
+        if os.path.islink(path):
             what = f"{path.relative_to(root)} is a link, and nothing is written through one"
             raise InputError(what, where=portable(str(path)), fix="remove the link; the run directory itself may be one")
 

@@ -229,6 +229,7 @@ def test_what_may_not_be_read_is_told(name, readers, light):
 
 
 def test_a_folder_that_may_not_be_written(light: Made):
+    light.run.write_json("job_result", {})
     light.folder.chmod(0o555)
     try:
         done = powerless(PYTHON, "-c", STEPS, str(light.folder), "json", "folder", "running", "read")
