@@ -129,7 +129,7 @@ def test_the_command_is_one_that_hf_accepts(made):
 
 @pytest.mark.slow
 def test_the_job_is_the_same_run(tmp_path):
-    """Ten steps here with the notebooks, ten in the job's script: the same tokens, arguments and losses."""
+    """Ten steps here with the notebooks, ten in the job's script: the same tokens, arguments and losses. Two processes share the batch."""
     options = {"max_steps": "10", "logging_steps": "1", "lora_dropout": "0", "eval_examples": "2", "max_new_tokens": "8"}
     options |= {"job_flavor": "a10g-largex2", "repo_id": "me/x", "out_dir": str(tmp_path / "run"), "device": "cpu"}
     words = [word for name, value in options.items() for word in ("-p", name, value)]
@@ -137,7 +137,7 @@ def test_the_job_is_the_same_run(tmp_path):
     run, losses = RunDir(tmp_path / "run"), {}
     job = write_job(run, resolve(options, env={}))
     assert job.record["processes"] == 2
-    for count in (1,):
+    for count in (1, 2):
         out = tmp_path / f"out{count}"
         done = run_script(job, "--device", "cpu", "--no-push", "--processes", count, "--out", out)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -149,6 +149,7 @@ def test_the_job_is_the_same_run(tmp_path):
     local = [row["loss"] for row in run.read_lines("train_log") if "loss" in row]
     assert len(local) == 10
     assert losses[1] == local
+    assert losses[2] == pytest.approx(local, abs=1e-5)
 
 
 def test_neither_home_nor_token_is_in_the_job(made, template, monkeypatch):
