@@ -103,7 +103,7 @@ class Passes:
     stay within the budget, out of numbers that divide each other, so that passes of several lengths make up a step exactly.
 
     Args:
-        lengths: tokens of every row of the data. rows: of an optimizer step, in this process. budget: tokens of a pass.
+        lengths: tokens of every row of the data. rows: of an optimizer step, in all processes. budget: tokens of a pass.
     """
 
     def __init__(self, lengths: Any, rows: int, budget: int, buckets: int = MAX_SHAPES) -> None:

@@ -64,7 +64,8 @@ class LoraTrainer(WholeCheckpoints):
         args = _whole_steps(args, self.folder, f"{run.root.resolve().name}-{self.identity['config_hash'][:8]}")
         self._settle_checkpointing(args)
         lengths, rows = batches.lengths_of(train_dataset), args.per_device_train_batch_size
-        self.passes = batches.plan_passes(lengths, rows, self.batch_tokens, config.seed)
+        # The order is that of the whole step, whatever number of processes shares it.
+        self.passes = batches.plan_passes(lengths, rows * processes.count(), self.batch_tokens, config.seed)
         dealt = batches.dealt_out(train_dataset, rows, processes.count())
         self.order = batches.Order(self.passes, config.seed, len(dealt))
         collator = batches.WatchedCollator(others["processing_class"].pad_token_id, known)
