@@ -15,6 +15,7 @@ from mac_lora_helpers import data, training
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import resolve
 from mac_lora_helpers.errors import InputError
+from mac_lora_helpers.placing import building_of
 from mac_lora_helpers.training import processes, resume
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
@@ -99,13 +100,14 @@ def test_interrupted_together_they_go_on_together(prepared):
     straight, run = prepared("straight"), prepared("interrupted")
     launch(straight, **more)
     process = launch(run, wait=False, **more)
-    while not resume.checkpoints(run.path("checkpoints")) and process.poll() is None:
+    unfinished = building_of(run.root, 3) / "checkpoints"
+    while not resume.checkpoints(unfinished) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher, which passes it on, and to both processes
     out, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "the training was interrupted" in err, out + err
-    step = int(resume.checkpoints(run.path("checkpoints"))[0].name[11:])
+    step = int(resume.checkpoints(unfinished)[0].name[11:])
     assert 0 < step < 40
     assert f"Going on from step {step}" in launch(run, **more)
     assert all(torch.equal(tensor, weights(straight)[name]) for name, tensor in weights(run).items())
