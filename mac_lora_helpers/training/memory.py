@@ -13,6 +13,8 @@ import threading
 
 #: Seconds between two samples; one sample costs about 20 µs.
 INTERVAL = 0.02
+#: Bytes in use on a device before the model was loaded (``recipe.loading``): not the training's.
+BASELINE: dict[str, int] = {}
 
 
 def used(device: str) -> int:

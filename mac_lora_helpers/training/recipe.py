@@ -76,15 +76,14 @@ def loading(config: Config, device: Any) -> Iterator[None]:
     Raises:
         InputError: the folder or the Hub has no such model, or it needs remote code.
     """
+    import trl.trainer.sft_trainer  # noqa: F401 - loaded now: libraries are no part of what a training needs
     from safetensors import SafetensorError
     from transformers import set_seed
-
-    from mac_lora_helpers.training import sft  # loaded now: libraries are no part of what a training needs
 
     require_base(config)
     processes.choose_gpu(device.name)
     memory.settle()
-    sft.BASELINE[device.name] = memory.used(device.name)
+    memory.BASELINE[device.name] = memory.used(device.name)
     set_seed(config.seed)
     try:
         with quiet():

@@ -34,9 +34,6 @@ from mac_lora_helpers.training.forecast import Forecast, forecast_for, turn_down
 from mac_lora_helpers.training.log import RunLog
 from mac_lora_helpers.training.recipe import first_line, quiet, settle_threads, total_steps, with_start
 
-#: Bytes in use on a device before the model was loaded (``recipe.loading``): not the training's.
-BASELINE: dict[str, int] = {}
-
 
 class LoraTrainer(WholeCheckpoints):
     """``SFTTrainer`` over the tokens of notebook 02, with guards, whole checkpoints, a validation curve and this project's log.
@@ -100,7 +97,7 @@ class LoraTrainer(WholeCheckpoints):
     def _measure_memory(self) -> None:
         base, device = self.model.get_base_model(), self.args.device.type
         settle_threads(base.num_parameters(), device)
-        before = getattr(base, "memory_baseline", BASELINE.get(device, 0)) if device == "cpu" else 0
+        before = getattr(base, "memory_baseline", memory.BASELINE.get(device, 0)) if device == "cpu" else 0
         self.meter, self.memory_guard = memory.PeakMeter(device, before), guards.MemoryGuard()
 
     def _take_fast_path(self, steps: int) -> fast.Choice:

@@ -11,54 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mac_lora_helpers.artifacts import NOTEBOOKS
 from mac_lora_helpers.config import PRESETS, Config, resolve
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.suite.preflight import preflight
-from mac_lora_helpers.suite.regress.figures import made_by
+from mac_lora_helpers.suite.regress.figures import Band, made_by
 from mac_lora_helpers.text import near
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _NUMBERS = [name[:2] for name in NOTEBOOKS]
-_WITH_WIDTH = ("relative", "at_least", "at_most", "ratio", "same")
-
-
-class Band(BaseModel):
-    """How far one figure may be from its baseline, and why so far; docs/regression.md explains the kinds.
-
-    ``width``: a share of the baseline (relative, same), the figure's own unit (at_least, at_most) or a factor (ratio). ``floor``: smallest
-    scale that a share is taken of. ``limit``: a bar that holds whatever the baseline says. ``of``: the figure that a ratio divides by.
-    ``case``: the other case of the same run that ``same`` compares with and ``ratio`` divides by.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    metric: str
-    kind: Literal["exact", "relative", "at_least", "at_most", "ratio", "same", "never"]
-    width: float | None = Field(None, ge=0)
-    floor: float = Field(0.0, ge=0)
-    limit: float | None = None
-    of: str | None = None
-    case: str | None = None
-    value: bool | str | float | None = None
-    reason: str = Field(min_length=8)
-
-    @model_validator(mode="after")
-    def _whole(self) -> Band:
-        if (self.kind in _WITH_WIDTH) != (self.width is not None):
-            raise ValueError(f"{self.kind} {'needs a' if self.kind in _WITH_WIDTH else 'has no'} width")
-        if (self.kind == "ratio") != (self.of is not None):
-            raise ValueError("'of' (the figure to divide by) belongs to ratio, and to ratio alone")
-        if (self.kind == "same" and self.case is None) or (self.case and self.kind not in ("same", "ratio")):
-            raise ValueError("'case' belongs to same, which needs it, and to ratio")
-        return self
-
-    @property
-    def has_baseline(self) -> bool:
-        """Whether it compares with a figure in the repository; ``same`` and ``never`` do not."""
-        return self.kind not in ("same", "never")
 
 
 def _numbers(value: Any) -> Any:
@@ -257,8 +220,9 @@ def _typed(source: Source, explicit: Mapping[str, Any], preset: str, places: Map
         config = resolve({**values, "preset": preset}, env={})
         preflight(config)
     except InputError as error:
-        named = next((name for name in explicit if re.search(rf"\b{name}\b", f"{error.where} {error.what}")), "")
-        raise source.error(error.what, *places.get(named, ()), named, fix=error.fix) from None
+        told = f"{error.what} ({error.where})"
+        named = next((n for n, value in values.items() if re.search(rf"\b{n}\b", told) or (value and str(value) in told)), "")
+        raise source.error(told, *places.get(named, ()), named, fix=error.fix) from None
     return {name: getattr(config, name) for name in explicit}
 
 

@@ -8,12 +8,11 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mac_lora_helpers.artifacts import ARTIFACTS
-
-if TYPE_CHECKING:
-    from mac_lora_helpers.suite.regress.cases import Band
 
 #: An artefact's name in figures → (path below the run directory, number of the notebook that makes it).
 FILES: dict[str, tuple[str, int]] = {
@@ -21,7 +20,44 @@ FILES: dict[str, tuple[str, int]] = {
     for path, number in ARTIFACTS.values()
     if path.endswith((".json", ".jsonl")) and path != "run.json"
 } | {"adapter.adapter_config": ("adapter/adapter_config.json", 3)}
+_WITH_WIDTH = ("relative", "at_least", "at_most", "ratio", "same")
 _KEY = re.compile(r"\.?([^.\[\]]+)|\[([^\]]+)\]")
+
+
+class Band(BaseModel):
+    """How far one figure may be from its baseline, and why so far; docs/regression.md explains the kinds.
+
+    ``width``: a share of the baseline (relative, same), the figure's own unit (at_least, at_most) or a factor (ratio). ``floor``: smallest
+    scale that a share is taken of. ``limit``: a bar that holds whatever the baseline says. ``of``: the figure that a ratio divides by.
+    ``case``: the other case of the same run that ``same`` compares with and ``ratio`` divides by.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    metric: str
+    kind: Literal["exact", "relative", "at_least", "at_most", "ratio", "same", "never"]
+    width: float | None = Field(None, ge=0)
+    floor: float = Field(0.0, ge=0)
+    limit: float | None = None
+    of: str | None = None
+    case: str | None = None
+    value: bool | str | float | None = None
+    reason: str = Field(min_length=8)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Band:
+        if (self.kind in _WITH_WIDTH) != (self.width is not None):
+            raise ValueError(f"{self.kind} {'needs a' if self.kind in _WITH_WIDTH else 'has no'} width")
+        if (self.kind == "ratio") != (self.of is not None):
+            raise ValueError("'of' (the figure to divide by) belongs to ratio, and to ratio alone")
+        if (self.kind == "same" and self.case is None) or (self.case and self.kind not in ("same", "ratio")):
+            raise ValueError("'case' belongs to same, which needs it, and to ratio")
+        return self
+
+    @property
+    def has_baseline(self) -> bool:
+        """Whether it compares with a figure in the repository; ``same`` and ``never`` do not."""
+        return self.kind not in ("same", "never")
 
 
 def made_by(name: str) -> int | None:

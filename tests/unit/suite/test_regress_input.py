@@ -7,7 +7,8 @@ import pytest
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.suite.cli import main
 from mac_lora_helpers.suite.regress import figures
-from mac_lora_helpers.suite.regress.cases import Band, choose, load_cases
+from mac_lora_helpers.suite.regress.cases import choose, load_cases
+from mac_lora_helpers.suite.regress.figures import Band
 
 BAND = "{metric: train_metrics.steps, kind: exact, reason: a parameter}"
 
@@ -56,7 +57,7 @@ def test_choosing_takes_along_what_a_case_needs(tmp_path):
         ("cases:\n- name: a\n  parameters:\n    seed: 1\n    max_steps: many\n", 5, "whole number"),
         ("defaults:\n  parameters: {lora_r: 0}\ncases:\n- name: a\n", 2, "lora_r"),
         ("cases:\n- name: a\n  parameters: {out_dir: x}\n", 3, "no parameter that a case can set"),
-        ("cases:\n- name: a\n  parameters: {data_files: nowhere.jsonl}\n", 3, "no such file"),
+        ("cases:\n- name: a\n  parameters: {data_files: nowhere.jsonl}\n", 3, "nowhere.jsonl"),
         ("cases:\n- name: a\n  notebooks: [07]\n", 3, "'01', '02'"),
         ("cases:\n- name: a\n  notebooks: [03, 02]\n", 3, "not in order"),
         ("cases:\n- name: a\n- name: a\n", 3, "two cases"),
