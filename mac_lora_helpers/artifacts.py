@@ -19,7 +19,17 @@ from typing import Any
 
 from mac_lora_helpers import locks
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
-from mac_lora_helpers.files import atomic_file, atomic_folder, disk_errors, kind, mismatch, read_json, refusal
+from mac_lora_helpers.files import (
+    adapter_digest,
+    atomic_file,
+    atomic_folder,
+    disk_errors,
+    file_digest,
+    kind,
+    mismatch,
+    read_json,
+    refusal,
+)
 from mac_lora_helpers.layout import ARTIFACTS, CONSENT, EARLY, HOLDERS, LASTING, LINES, NOTEBOOKS, SEALED, SHAPES
 from mac_lora_helpers.ownership import claim, refuse_links, require_ours
 from mac_lora_helpers.placing import (
@@ -44,12 +54,6 @@ def _digest(value: Any) -> str:
     """SHA-256 of a JSON value, whatever its keys' order and its file's white space."""
     plain = json.loads(json.dumps(value))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _remake(name: str) -> str:
@@ -426,39 +430,6 @@ def _ended(record: dict[str, Any]) -> dict[str, Any]:
 def without_consent(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved config without what only this run's own words decide."""
     return {name: value for name, value in saved.items() if name not in CONSENT}
-
-
-#: The files that are the adapter: the first two always, the tokenizer's where training laid them beside.
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-def adapter_digest(folder: Path, as_written: bool = False) -> str | None:
-    """SHA-256 over an adapter's settings, weights and tokenizer; None where settings or weights cannot be read.
-
-    Where the base lay is left out of the settings: a push, and a job's result that comes home, write another place. Lists such
-    as ``target_modules`` count as sets: PEFT writes them in any order.
-
-    Args:
-        as_written: the lists' order counts, as in what older versions recorded.
-    """
-    digest = hashlib.sha256()
-    for name in (*_ADAPTER, *_TOKENIZER):
-        try:
-            content = _settings(folder / name, as_written) if name == _ADAPTER[0] else file_digest(folder / name)
-        except (OSError, InputError):
-            if name in _ADAPTER:
-                return None
-            continue
-        digest.update(f"{name}:{content}\n".encode())
-    return digest.hexdigest()
-
-
-def _settings(path: Path, as_written: bool) -> str:
-    settings = {name: value for name, value in read_json(path).items() if name != "base_model_name_or_path"}
-    if not as_written:
-        settings = {name: sorted(value, key=str) if isinstance(value, list) else value for name, value in settings.items()}
-    return json.dumps(settings, sort_keys=True)
 
 
 def _foreign(what: str, where: str, number: int) -> CheckFailed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.errors import CheckFailed, InputError, UserError
-from mac_lora_helpers.redaction import portable as portable  # rooms that are not rebuilt yet look for it here
+from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.text import size
 
 #: What the system says when a folder cannot be used → in the user's terms.
@@ -288,3 +289,42 @@ def sweep_scratch(place: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+#: The files that are the adapter: the first two always, the tokenizer's where training laid them beside.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def adapter_digest(folder: Path, as_written: bool = False) -> str | None:
+    """SHA-256 over an adapter's settings, weights and tokenizer; None where settings or weights cannot be read.
+
+    Where the base lay is left out of the settings: a push, and a job's result that comes home, write another place. Lists such
+    as ``target_modules`` count as sets: PEFT writes them in any order.
+
+    Args:
+        as_written: the lists' order counts, as in what older versions recorded.
+    """
+    digest = hashlib.sha256()
+    for name in (*_ADAPTER, *_TOKENIZER):
+        try:
+            content = _settings(folder / name, as_written) if name == _ADAPTER[0] else file_digest(folder / name)
+        except (OSError, InputError):
+            if name in _ADAPTER:
+                return None
+            continue
+        digest.update(f"{name}:{content}\n".encode())
+    return digest.hexdigest()
+
+
+def _settings(path: Path, as_written: bool) -> str:
+    settings = {name: value for name, value in read_json(path).items() if name != "base_model_name_or_path"}
+    if not as_written:
+        settings = {name: sorted(value, key=str) if isinstance(value, list) else value for name, value in settings.items()}
+    return json.dumps(settings, sort_keys=True)

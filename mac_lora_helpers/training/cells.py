@@ -15,8 +15,8 @@ from typing import Any
 from mac_lora_helpers.artifacts import NOTEBOOKS, RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError
-from mac_lora_helpers.files import portable
 from mac_lora_helpers.layout import notebooks_folder
+from mac_lora_helpers.redaction import portable
 from mac_lora_helpers.training import processes
 
 
