@@ -284,6 +284,8 @@ def _environment_values(env: Mapping[str, str]) -> dict[str, str]:
     values = {name: env[name.upper()] for name in Config.model_fields if name.upper() in env}
     if "prompt" in values and _SHELL_PROMPT.search(values["prompt"]):
         del values["prompt"]
+    if values.get("columns", "").strip().isdigit():  # a terminal's width, which shells and test runners export
+        del values["columns"]
     return values
 
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from mac_lora_helpers.config import Config
-from mac_lora_helpers.data.sources import load_files
 from mac_lora_helpers.errors import InputError
 from mac_lora_helpers.model import find_base
 from mac_lora_helpers.redaction import portable
@@ -28,6 +27,8 @@ def preflight(config: Config) -> None:
 def check_data_files(config: Config) -> None:
     """What ``data_files`` names is there, not empty, and of a known kind; no row is read."""
     if config.data_patterns:
+        from mac_lora_helpers.data.sources import load_files  # `doctor` must start where numpy is missing
+
         load_files(config)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from mac_lora_helpers.artifacts import RunDir
 from mac_lora_helpers.config import Config
 from mac_lora_helpers.errors import InputError, UserError, first_line
-from mac_lora_helpers.model import find_base, require_base
+from mac_lora_helpers.model import find_base, readable, require_base
 from mac_lora_helpers.text import size
 from mac_lora_helpers.training import batches, memory
 from mac_lora_helpers.training.counting import KEPT_BELOW, Counted, count, plain_head
@@ -324,7 +324,8 @@ def read_model_config(config: Config) -> Any:
     if not base.settings:  # weights may be missing: shapes are enough
         fix = base.fix or f"hf download {config.model_id} config.json"
         raise InputError(base.problem or f"the config.json of {config.model_id} is not on this machine yet", where="model_id", fix=fix)
-    return _read(str(base.folder), config.trust_remote_code)
+    with readable(config):
+        return _read(str(base.folder), config.trust_remote_code)
 
 
 @functools.lru_cache(maxsize=8)

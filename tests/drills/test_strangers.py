@@ -86,9 +86,8 @@ def test_a_form_opened_on_somebodys_folder_keeps_nothing_there(foreign, monkeypa
     """The draft of what is typed lies in the run directory: not in this one."""
     monkeypatch.delenv("MAC_LORA_HEADLESS", raising=False)
     before = snapshot(foreign)
-    config = configure({"out_dir": str(foreign)}, env={})
     with pytest.raises(InputError, match="did not write"):
-        config.draft.keep("seed", 3)
+        configure({"out_dir": str(foreign)}, env={}).draft.keep("seed", 3)
     assert snapshot(foreign) == before
 
 

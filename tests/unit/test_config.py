@@ -93,6 +93,11 @@ def test_a_question_is_kept(prompt):
     assert resolve({}, {"PROMPT": prompt}).prompt == prompt
 
 
+def test_a_terminals_width_maps_no_columns():
+    assert resolve({}, {"COLUMNS": "80"}).columns == ""
+    assert resolve({}, {"COLUMNS": "prompt=frage, completion=antwort"}).columns == "prompt=frage, completion=antwort"
+
+
 def test_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="did you mean max_steps"):
         resolve({"max_stepz": 1}, {})

@@ -240,7 +240,7 @@ def _encode(folder: Path, text: str, **parameters: object) -> None:
     from mac_lora_helpers import data
 
     (folder / "d.jsonl").write_text(text)
-    config = resolve({"data_files": str(folder / "d.jsonl"), **parameters}, {})
+    config = resolve({"preset": "smoke", "data_files": str(folder / "d.jsonl"), **parameters}, {})
     found = data.validate(data.load(config), config)
     data.encode(data.split(found, config), data.load_tokenizer(config), config)
 
