@@ -90,6 +90,8 @@ KINDS: dict[str, Kind] = {
         issued=False,
     ),
 }
+#: Those whose form alone tells, without the words around it.
+ISSUED = {name: kind for name, kind in KINDS.items() if kind.issued}
 #: In JSON a line break is the letters \n, which belong to no word.
 _IN_WORD = re.compile(rb"(?:(?<!\\)[A-Za-z0-9_]|[A-Za-mo-qsu-z0-9_])\Z")
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$", re.I)
@@ -97,7 +99,7 @@ _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY)$
 
 def scan(text: bytes, kinds: Mapping[str, Kind] = KINDS) -> Iterator[tuple[str, int, int]]:
     """Kind, start and end of every secret in a text, kind by kind."""
-    lower = text.lower()
+    lower = text.lower() if any(kind.any_case for kind in kinds.values()) else text
     for name, kind in kinds.items():
         for start in kind.starts:
             place = (lower if kind.any_case else text).find(start)

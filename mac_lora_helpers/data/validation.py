@@ -17,7 +17,7 @@ from mac_lora_helpers.data.problems import DataError, Fault, Faults, Problem, Pr
 from mac_lora_helpers.data.shapes import Reader
 from mac_lora_helpers.data.sources import SPLITS, Part, Source
 from mac_lora_helpers.data.store import Example, Examples, RowStore
-from mac_lora_helpers.redaction import portable
+from mac_lora_helpers.redaction import ISSUED, portable, scan
 
 #: Rows that decide the shape.
 SAMPLE = 64
@@ -110,13 +110,15 @@ class _Checker:
             return b"", (0, 0)
         if b"\\u0000" in line and "\0" in "".join(_strings(example)):
             faults.append(Fault("control_character", "", "a NUL character in the text"))
+        for kind in dict.fromkeys(kind for kind, _, _ in scan(line, ISSUED)):
+            faults.append(Fault("secret", "", f"the row holds what looks like a secret ({kind})"))
         if b"\\r\\n" in line:
             faults.append(Fault("crlf_in_text", "", "the text holds Windows line endings"))
         return line, content_keys(example)
 
     def _reject(self, where: str, faults: Faults, record: Any) -> None:
         self.rejected += 1
-        row = record.raw or brief(json.dumps(record.value, default=str), 1000)
+        row = portable(record.raw or brief(json.dumps(record.value, default=str), 1000))
         told = [fault._asdict() for fault in faults]
         line = json.dumps({"where": portable(where), "problems": told, "row": row}, ensure_ascii=False)
         self._rejected.write(line.encode("utf-8", "backslashreplace") + b"\n")
