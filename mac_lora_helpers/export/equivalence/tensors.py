@@ -183,8 +183,16 @@ def in_gguf(path: Path, base: Path, lora: Path, quantized: bool) -> Projections:
             found.add(name, held.values(name), original.values(name), delta(), quantized)
     if not quantized:
         rest = [name for name in original.tensors if name not in updates]
-        found.changed = [name for name in rest if name not in held.tensors or held.raw(name) != original.raw(name)]
+        found.changed = [name for name in rest if name not in held.tensors or not _same(held, original, name)]
     return found
+
+
+def _same(held: GgufTensors, original: GgufTensors, name: str) -> bool:
+    """Whether a tensor is the base's, or the base's rounded to the 16 bits that ``merged_dtype`` asked for."""
+    if held.raw(name) == original.raw(name):
+        return True
+    mine, base = held.values(name), original.values(name)
+    return mine.shape == base.shape and bool((np.abs(mine - base) <= np.abs(base) * 2.0**-8 + 2.0**-24).all())
 
 
 def lora_updates(path: Path) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:

@@ -63,6 +63,15 @@ def test_right_exports_pass_and_the_untuned_base_fails(made):
 
 
 @needs_tools
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_rounded_on_request_are_still_the_bases(dtype, tmp_path):
+    """``merged_dtype`` rounds norms and biases too, which a GGUF file holds in float32."""
+    trained = make_trained(tmp_path, "llama", lora={"r": 8, "lora_alpha": 8}, rope_parameters=ROPE)
+    done = export_all(trained.run, changed(trained.config, gguf_types="F16", merged_dtype=dtype)).check()
+    assert done["GGUF F16"]["passed"], done["GGUF F16"]
+
+
+@needs_tools
 def test_each_result_comes_as_it_is_done_and_an_interruption_keeps_it(made):
     check = export.Check(made.reference, made.gguf, made.mlx)
     assert "held-out prompts" in check.plan
