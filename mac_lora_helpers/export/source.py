@@ -218,7 +218,7 @@ def open_source(run: RunDir, config: Config) -> Source:
         fix = "use a tokenizer with an eos token"
         raise InputError("neither the tokenizer nor the model names an end token", where="tokenizer", fix=fix)
     options = {"trust_remote_code": config.trust_remote_code, "use_safetensors": True, **language_part(config)}
-    return Source(config, adapter, base, options, tokenizer, ends)
+    return Source(config, adapter, base.absolute(), options, tokenizer, ends)  # the converters run in a folder of their own
 
 
 def _is_named(module: str, settings: dict[str, Any]) -> bool:

@@ -40,7 +40,7 @@ def test_a_run_of_the_suite_is_killed_in_03_and_started_again(signum, finished: 
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 400
-    while not list(made.folder.glob("checkpoints/checkpoint-*/checkpoint.json")):
+    while not list(made.folder.glob(".building-03/checkpoints/checkpoint-*/checkpoint.json")):
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < end
         time.sleep(0.2)

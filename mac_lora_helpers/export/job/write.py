@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mac_lora_helpers.artifacts import RunDir
-from mac_lora_helpers.config import CONSENT, EMBEDDED, EMBEDDED_DIR, Config, resolve
+from mac_lora_helpers.config import CONSENT, EMBEDDED, EMBEDDED_DIR, Config, preset_values, resolve
 from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
 from mac_lora_helpers.export.card.write import repo_name
 from mac_lora_helpers.export.hub.scan import known_secrets, scan_files, texts_of
@@ -125,7 +125,10 @@ def write_job(run: RunDir, config: Config) -> Job:
     flavor, reason = choose_flavor(recipe)
     files, moved = inputs_of(recipe)
     archive, package = zip_of(files) if files else b"", code_zip()
-    parameters = {name: value for name, value in recipe.model_dump(exclude=set(_AT_HOME)).items() if name != "trust_remote_code" or value}
+    # Only what differs from the preset: a value that is said counts as the caller's, such as a split that was the Hub's alone.
+    usual = preset_values(recipe.preset)
+    parameters = {name: value for name, value in recipe.model_dump(exclude=set(_AT_HOME)).items() if value != usual[name]}
+    parameters["preset"] = recipe.preset
     job = {
         "parameters": portable_tree({**parameters, "repo_id": repo_name(recipe), "push_artifacts": "adapter, run", **moved}),
         "fingerprint": manifest["fingerprint"],
