@@ -75,7 +75,9 @@ class RunDir:
         require_ours(self.root)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({portable(str(self.root))!r})"
+        here = Path.cwd()
+        shown = self.root.relative_to(here) if self.root.is_relative_to(here) else self.root
+        return f"{type(self).__name__}({portable(str(shown))!r})"
 
     def claim(self) -> RunDir:
         """Makes the folder, and marks it as a run directory; every write does that by itself."""

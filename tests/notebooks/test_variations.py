@@ -58,17 +58,17 @@ def test_local_recipe_on_a_model_folder(tmp_path):
 
 
 def test_a_family_that_no_gguf_is_written_for_still_gets_the_rest(tmp_path):
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512}
-    tiny_model(tmp_path / "model", "gpt2", **sizes)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "max_position_embeddings": 512}
+    tiny_model(tmp_path / "model", "opt", **sizes, word_embed_proj_dim=32)
     write_rows(tmp_path / "d.jsonl", conversations(20))
     parameters = {"model_id": "model", "data_files": "d.jsonl", "max_steps": "4", "max_new_tokens": "6", "eval_examples": "2"}
     done = mac_lora_run(tmp_path, *(part for name, value in parameters.items() for part in ("-p", name, value)))
     assert done.code == 0, done.err
     shown = "".join(str(cell.get("outputs", "")) for cell in done.executed("05_export_and_push").cells)
-    assert "GGUF: not written" in shown
+    assert "GGUF F16: not written" in shown
     assert "convert_hf_to_gguf" in shown
     assert (done.run_dir / "export/merged/model.safetensors").exists()
-    assert not (done.run_dir / "export/gguf").exists()
+    assert not list((done.run_dir / "export").glob("gguf/*.gguf"))
     assert [item["passed"] for item in done.json("export/equivalence.json")["artefacts"]][:2] == [True, True]
 
 

@@ -110,7 +110,7 @@ class Check:
             if file.kind == "LoRA":
                 yield Artefact(
                     "LoRA GGUF", "lora-gguf", limits="float16", answers=self._llama_cpp(None, file.path),
-                    tensors=lambda file=file: tensors.in_lora(file.path, self.source.updates), **shared,
+                    tensors=lambda file=file: tensors.in_lora(file.path, self.source.updates), refused=self._no_base_file, **shared,
                 )  # fmt: skip
             else:
                 yield Artefact(
@@ -192,6 +192,14 @@ class Check:
             run_tool(converter("convert_hf_to_gguf.py", *arguments), folder)
             self._base = folder / "base-F16.gguf"
         return self._base
+
+    def _no_base_file(self) -> str:
+        """Why the base has no GGUF that the adapter's could lie on, or empty."""
+        try:
+            self._base_file()
+        except ToolFailed as error:
+            return f"llama.cpp's converter does not take the untouched base: {error.what}"
+        return ""
 
     def _gguf_faults(self, file: GgufFile) -> list[str]:
         template = self.source.tokenizer.chat_template
