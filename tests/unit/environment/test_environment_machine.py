@@ -76,7 +76,7 @@ def test_ranges_are_those_of_pyproject_for_each_platform(recorded):
     assert set(ranges["linux-cpu"]) == {re.split(r"[<>=!~\[; ]", line)[0] for line in lines}
     linux, mac = ({part for part in ranges[name]["torch"].split(",")} for name in ranges)
     assert linux == {">=2.13", "<2.14"}
-    assert mac == {">=2.14", "<2.16"}
+    assert mac == {">=2.14", "<2.15"}
     assert {package.status for package in read_packages()} <= {"ok", "optional"}
 
 
