@@ -15,7 +15,7 @@ from mac_lora_helpers.errors import CheckFailed, InputError, MissingArtifact
 from mac_lora_helpers.export.hub.errors import HubError, call
 from mac_lora_helpers.export.hub.files import RECORDS, digest_of
 from mac_lora_helpers.export.job.submit import quiet
-from mac_lora_helpers.export.job.write import read_record
+from mac_lora_helpers.export.job.write import AT_HOME, read_record
 from mac_lora_helpers.files import atomic_folder
 from mac_lora_helpers.redaction import portable
 
@@ -103,10 +103,11 @@ def _checked(folder: Path, job: Mapping[str, Any], repo: str, run: RunDir) -> di
     if len(prints) != 1:
         listed = ", ".join(str(item)[:12] for item in sorted(map(str, prints)))
         raise CheckFailed("the job was trained on other data than the local run has", where=f"{repo}: fingerprints {listed}", fix=_FIX)
-    config, names = result["train_config"].get("config", {}), resolve({}, env={}).names("data", "training")
-    differ = [name for name in names if name in job["parameters"] and config.get(name) != job["parameters"][name]]
+    config, asked = result["train_config"].get("config", {}), resolve(job["parameters"], env={})
+    names = [name for name in asked.names("data", "training") if name in config and name not in AT_HOME]
+    differ = [name for name in names if config[name] != getattr(asked, name)]
     if differ:
-        listed = ", ".join(f"{name}: {job['parameters'][name]} asked, {config.get(name)} trained" for name in differ)
+        listed = ", ".join(f"{name}: {getattr(asked, name)} asked, {config[name]} trained" for name in differ)
         raise CheckFailed("the job was trained with other parameters than were asked for", where=f"{repo}: {listed}", fix=_FIX)
     return result
 

@@ -40,7 +40,7 @@ FLAVORS = ((1e9, "t4-small"), (3e9, "a10g-small"), (7e9, "a10g-large"), (float("
 #: Local models and data up to this size travel with the job; larger ones belong on the Hub.
 LARGEST_INPUTS = 64 * 2**20
 #: Parameters that belong to this machine's run and not to the recipe. Consent is asked for again: the submitting run's own.
-_AT_HOME = ("out_dir", "device", "adapter_dir", "job_flavor", "job_timeout", "track", "push", "submit_job")
+AT_HOME = ("out_dir", "device", "adapter_dir", "job_flavor", "job_timeout", "track", "push", "submit_job")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def write_job(run: RunDir, config: Config) -> Job:
     archive, package = zip_of(files) if files else b"", code_zip()
     # Only what differs from the preset: a value that is said counts as the caller's, such as a split that was the Hub's alone.
     usual = preset_values(recipe.preset)
-    parameters = {name: value for name, value in recipe.model_dump(exclude=set(_AT_HOME)).items() if value != usual[name]}
+    parameters = {name: value for name, value in recipe.model_dump(exclude=set(AT_HOME)).items() if value != usual[name]}
     parameters["preset"] = recipe.preset
     job = {
         "parameters": portable_tree({**parameters, "repo_id": repo_name(recipe), "push_artifacts": "adapter, run", **moved}),

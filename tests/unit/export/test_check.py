@@ -89,7 +89,9 @@ def test_little_time_means_few_prompts_but_four_an_engine(made):
     made.reference.source.config.check_minutes, kept = 0.001, made.reference.source.config.check_minutes
     found = made.check("merged", "GGUF F16", "LoRA GGUF")
     made.reference.source.config.check_minutes = kept
-    assert {name: entry["prompts"] for name, entry in found.items()} == {"merged": 4, "GGUF F16": 4, "LoRA GGUF": 2}
+    asked = {name: entry["prompts"] for name, entry in found.items()}
+    assert (asked["GGUF F16"], asked["LoRA GGUF"]) == (4, 2)
+    assert 4 <= asked["merged"] <= 12, "a quick machine asks some more in the 60 ms"
     assert all(entry["passed"] for entry in found.values())
 
 
